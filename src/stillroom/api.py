@@ -1,0 +1,199 @@
+"""From Python: distil with one call; run and check recipes as the command line does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from stillroom.catalogue import row
+from stillroom.config.build import Parts, build
+from stillroom.config.recipe import Recipe, make
+from stillroom.config.values import plain
+from stillroom.core import Failure, Method
+from stillroom.data.items import ItemData
+from stillroom.engine.parallel import Processes
+from stillroom.engine.record import Record
+from stillroom.engine.training import Result, train
+from stillroom.evaluation.suite import Suite
+from stillroom.models.classes import Classifier
+from stillroom.models.text import CausalLM
+from stillroom.reports.card import write_card
+from stillroom.reports.html import write_report
+from stillroom.teachers.local import Local
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished run: its folder, and by arm the student and its numbers on the test split."""
+
+    folder: Path
+    results: Mapping[str, Result]
+    report: Path
+
+    @property
+    def student(self) -> Any:
+        """The student of the last arm (of the only one, without arms)."""
+        return list(self.results.values())[-1].student
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of the result table: start, arms, teacher."""
+        return json.loads((self.folder / "table.json").read_text(encoding="utf-8"))["rows"]
+
+
+def distill(
+    method: str | Mapping[str, Any] | Method,
+    *,
+    student: Any,
+    teacher: Any = None,
+    data: Any,
+    steps: int,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    **sections: Mapping[str, Any],
+) -> Distilled:
+    """Distils a teacher into a student and writes the run folder with its report.
+
+    Args:
+        method: a name (``stillroom list``), a mapping with ``name`` and fields, or a method.
+        student: a hub name or folder, ``{"lm": {...}}``, a causal LM of transformers (with
+            ``tokenizer``), or any ``nn.Module`` that maps inputs to class scores.
+        teacher: the same kinds; none means that the data hold its answers.
+        data: a JSON Lines file, rows, a mapping as in a recipe's ``data``; for classes a pair of
+            tensors, a map-style data set of pairs or a ``DataLoader`` over one, or a mapping of
+            these with ``train``, ``validation`` and ``test``.
+        steps: how many.
+        out: the run folder, ``runs/<method>`` by default; the same one takes a run up again.
+        tokenizer: of a student given as a module.
+        sections: further recipe sections: ``train={"lr": 1e-5}``, ``eval``, ``run``, ``sampling``.
+
+    Raises:
+        Failure: anything that does not fit, before the first step, in words that help.
+    """
+    told: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
+    told["train"] = {**told.get("train", {}), "steps": steps}
+    told["method"] = _method_words(method)
+    parts = Parts(tokenizer=tokenizer)
+    told["student"] = _student_words(student, parts)
+    told["teacher"] = _teacher_words(teacher, parts)
+    told["data"] = _data_words(data, parts, classes=isinstance(parts.student, Classifier))
+    told["name"] = str(told["method"]["name"])
+    recipe = make(told, folder=Path())
+    return run(recipe, Path(out or Path("runs") / recipe.name), parts=parts)
+
+
+def run(
+    recipe: Recipe, out: Path, *, progress: bool = False, parts: Parts | None = None
+) -> Distilled:
+    """Runs a recipe, its arms one after the other, and writes table, model cards and report."""
+    arms = dict(recipe.arms) or {recipe.name: recipe}
+    top = Record(out, main=Processes().main)
+    if recipe.arms:
+        top.open(recipe.resolved())
+    results: dict[str, Result] = {}
+    for name, arm in arms.items():
+        job = build(arm, parts)
+        place = out / "arms" / name if recipe.arms else out
+        results[name] = train(job, place, progress=progress)
+    if top.main:
+        top.json("table.json", _table(recipe, results, job.suite))
+        for name, arm in arms.items():
+            method = type(arm.method).__module__.rpartition(".")[2]
+            write_card(out, results[name].folder / "student", row(method))
+        write_report(out)
+    return Distilled(out, results, out / "report.html")
+
+
+def _table(recipe: Recipe, results: Mapping[str, Result], suite: Suite | None) -> dict[str, Any]:
+    """Rows start, each arm, teacher; what the columns mean; what the reader must know."""
+    kinds = {
+        name: "method" if type(arm.method) is type(recipe.method) else "baseline"
+        for name, arm in recipe.arms.items()
+    }
+    first, last = next(iter(results.values())), list(results.values())[-1]
+    rows = [{"name": "start", "kind": "start", "values": first.start}]
+    for name, result in results.items():
+        rows.append({"name": name, "kind": kinds.get(name, "method"), "values": result.test})
+    told = suite.teacher({"student": last.student}, "test") if suite else {}
+    if told:
+        rows.append({"name": "teacher", "kind": "teacher", "values": told})
+    notes = [f"{name}: {note}" for name, result in results.items() for note in result.info["notes"]]
+    for why, count in last.info["data"].get("left_out", {}).items():
+        notes.append(f"{count} rows were left out: {why}.")
+    columns = suite.columns() if suite else {}
+    shown = {k: v for k, v in columns.items() if any(k in r["values"] for r in rows)}
+    return {"rows": rows, "columns": shown, "notes": notes}
+
+
+def _method_words(method: str | Mapping[str, Any] | Method) -> dict[str, Any]:
+    if isinstance(method, str):
+        return {"name": method}
+    if isinstance(method, Method):
+        module = type(method).__module__
+        name = module.rpartition(".")[2] if module.startswith("stillroom.methods.") else module
+        return {"name": name, **plain(method)}
+    return dict(method)
+
+
+def _network(given: Any) -> CausalLM | Classifier:
+    if isinstance(given, CausalLM | Classifier):
+        return given
+    return CausalLM(given) if isinstance(given, PreTrainedModel) else Classifier(given)
+
+
+def _words(network: nn.Module) -> dict[str, Any]:
+    """How a live object stands in the resolved recipe."""
+    inner: Any = getattr(network, "model", getattr(network, "network", network))
+    count = sum(p.numel() for p in network.parameters())
+    return {"model": f"{type(inner).__name__} given as an object, {count:,} parameters"}
+
+
+def _student_words(student: Any, parts: Parts) -> dict[str, Any]:
+    if isinstance(student, str | Path):
+        return {"model": str(student)}
+    if isinstance(student, Mapping):
+        return dict(student)
+    parts.student = _network(student)
+    if isinstance(parts.student, CausalLM) and parts.tokenizer is None:
+        raise Failure("distill: a causal LM given as an object needs tokenizer=")
+    return _words(parts.student)
+
+
+def _teacher_words(teacher: Any, parts: Parts) -> dict[str, Any]:
+    if teacher is None:
+        return {"recorded": True}
+    if isinstance(teacher, str | Path):
+        return {"model": str(teacher)}
+    if isinstance(teacher, Mapping):
+        return dict(teacher)
+    if isinstance(teacher, nn.Module):
+        parts.teacher = Local(_network(teacher))
+        return _words(teacher)
+    parts.teacher = teacher
+    return {"model": f"{type(teacher).__name__} given as an object"}
+
+
+def _data_words(data: Any, parts: Parts, *, classes: bool) -> dict[str, Any]:
+    if classes:
+        splits = data if isinstance(data, Mapping) else {"train": data}
+        parts.splits = {
+            name: ItemData(given.dataset if isinstance(given, DataLoader) else given)
+            for name, given in splits.items()
+        }
+        sizes = ", ".join(f"{len(given)} {name}" for name, given in parts.splits.items())
+        return {"train": f"examples given as objects: {sizes}"}
+    if isinstance(data, str | Path):
+        return {"train": str(data)}
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, Sequence):
+        parts.rows = data
+        return {"train": f"{len(data)} rows given as objects"}
+    raise Failure(f"distill: data is a file, rows or a mapping, got {type(data).__name__}")

@@ -1,0 +1,156 @@
+"""Names, rows and classes of everything that the toolkit ships. There is no registry.
+
+A name is a file's name. Rows are read with ``ast``, so that listing imports nothing; only
+``load`` imports, and only the one file.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Set
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOMS = {"methods": "method"}
+"""Folders that hold one class a file, and what that class is called."""
+TOLD = ("paper", "needs", "modality", "family")
+"""Literals that the class body of each file states."""
+NO_NEEDS = {
+    "teacher": [],
+    "student": ["logits"],
+    "rollouts": False,
+    "fresh": False,
+    "whole": False,
+    "streams": ["train"],
+}
+
+
+SIGNALS = {
+    "text": "answers as text",
+    "logprobs": "log-probabilities of its own words",
+    "topk": "the k largest log-probabilities",
+    "sampled": "tokens sampled from its distribution",
+    "logits": "scores of every token or class, for given inputs",
+    "hidden": "the last state and the head that reads it",
+    "features": "states of named layers",
+    "attention": "attention maps",
+    "gradient": "gradients through to its input",
+    "weights": "its parameters",
+}
+_IMPLIES = {"hidden": {"logits"}, "logits": {"topk", "sampled", "logprobs"}}
+
+
+def closure(signals: Set[str]) -> frozenset[str]:
+    """Signals with what follows from them: ``hidden > logits > topk``."""
+    found = set(signals)
+    while more := {low for high in found for low in _IMPLIES.get(high, set())} - found:
+        found |= more
+    return frozenset(found)
+
+
+@cache
+def names() -> dict[str, str]:
+    """Every name with its module: ``{"kd": "stillroom.methods.kd", ...}``, sorted."""
+    root = Path(__file__).parent
+    found: dict[str, str] = {}
+    for room in ROOMS:
+        for file in sorted((root / room).glob("[!_]*.py")):
+            if file.stem in found:
+                raise RuntimeError(f"two files are named {file.stem}: rename {file}")
+            found[file.stem] = f"stillroom.{room}.{file.stem}"
+    return dict(sorted(found.items()))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``; did you mean 'x'?`` or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load(name: str) -> Any:
+    """The one class that the named file defines; ``package.module`` loads a user's own file.
+
+    Raises:
+        LookupError: no such name, or the file defines no class of its kind, or several.
+    """
+    if name not in names() and "." not in name:
+        raise LookupError(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+    module = importlib.import_module(names().get(name, name))
+    core = importlib.import_module("stillroom.core")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, core.Method)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{module.__name__} must define exactly one Method, found {len(found)}")
+    return found[0]
+
+
+def rows() -> list[dict[str, Any]]:
+    """What is known of each name without importing it, sorted by name."""
+    return [row(name) for name in names()]
+
+
+def row(name: str) -> dict[str, Any]:
+    """``name kind family modality needs paper verdict summary`` of one file, read by ``ast``."""
+    if name not in names():
+        raise LookupError(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+    room = names()[name].split(".")[1]
+    file = Path(__file__).parent / room / f"{name}.py"
+    body = _only_class(ast.parse(file.read_text(encoding="utf-8")), file)
+    told = {
+        target.id: node.value
+        for node in body.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in TOLD
+    }
+    if missing := [word for word in TOLD if word not in told]:
+        raise RuntimeError(f"{file.name}: the class body must state {', '.join(missing)}")
+    return {
+        "name": name,
+        "kind": ROOMS[room],
+        "family": ast.literal_eval(told["family"]),
+        "modality": ast.literal_eval(told["modality"]),
+        "needs": {**NO_NEEDS, **_keywords(told["needs"])},
+        "paper": _paper(told["paper"]),
+        "verdict": "untested",
+        "summary": (ast.get_docstring(body) or "").split("\n\n")[0].replace("\n", " "),
+    }
+
+
+def fitting(teacher: Set[str], fresh: bool = True) -> list[str]:
+    """Names of the methods that a teacher with these signals can serve."""
+    return [
+        r["name"]
+        for r in rows()
+        if closure(teacher) >= set(r["needs"]["teacher"]) and (fresh or not r["needs"]["fresh"])
+    ]
+
+
+def _only_class(tree: ast.Module, file: Path) -> ast.ClassDef:
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    if len(classes) != 1:
+        raise RuntimeError(f"{file}: one public class a file, found {len(classes)}")
+    return classes[0]
+
+
+def _keywords(call: ast.expr) -> dict[str, Any]:
+    assert isinstance(call, ast.Call)
+    values = {k.arg or "": ast.literal_eval(k.value) for k in call.keywords}
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
+
+def _paper(node: ast.expr) -> dict[str, str] | None:
+    if isinstance(node, ast.Constant):
+        return None
+    assert isinstance(node, ast.Call)
+    words = [ast.literal_eval(a) for a in node.args]
+    told = dict(zip(("id", "authors", "title"), words, strict=False))
+    return {**told, "url": f"https://arxiv.org/abs/{told['id']}"}

@@ -1,0 +1,61 @@
+"""What a recipe would do, in words and tokens, before any step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from stillroom.config.build import build
+from stillroom.config.recipe import Recipe
+from stillroom.data.text import TextData
+from stillroom.engine.training import Job
+
+EXAMPLES = 3
+"""How many examples are printed token by token."""
+
+
+def check(recipe: Recipe, *, show_tokens: bool) -> None:
+    """Builds each arm, prints what it found, and token by token the first examples."""
+    console = Console()
+    for name, arm in (dict(recipe.arms) or {recipe.name: recipe}).items():
+        job = build(arm)
+        console.print(f"[bold]{escape(name)}[/bold]: {escape(_summary(job))}")
+        if show_tokens:
+            _tokens(console, job)
+            show_tokens = False  # the arms share their data
+    console.print("Everything fits; no step was taken.")
+
+
+def _summary(job: Job) -> str:
+    size = sum(p.numel() for p in job.student.parameters())
+    rows = ", ".join(f"{n} {split}" for split, n in job.ledger.get("rows", {}).items())
+    out = "; ".join(f"{n} left out: {why}" for why, n in job.ledger.get("left_out", {}).items())
+    passes = job.train.steps * job.train.batch / len(job.streams["train"])
+    signals = ", ".join(sorted(job.teachers["teacher"].signals))
+    return (
+        f"{type(job.method).__name__}, student of {size:,} parameters, teacher gives {signals}; "
+        f"rows: {rows}{f' ({out})' if out else ''}; "
+        f"{job.train.steps} steps of {job.train.batch} = {passes:.1f} passes"
+    )
+
+
+def _tokens(console: Console, job: Job) -> None:
+    data: Any = job.streams["train"]
+    assert isinstance(data, TextData) and job.suite is not None and job.suite.renderer is not None
+    batch = data.batch(range(min(EXAMPLES, len(data))))
+    labels = dict(zip(batch.rows.tolist(), batch.labels.tolist(), strict=True))
+    length = batch.ids.shape[1]
+    console.print("Row: token, then the next token where it counts (the label of that row).")
+    for i in range(batch.size):
+        console.print(f"[bold]sample {int(batch.id[i])}[/bold]")
+        for j in range(int(batch.last[i]) + 1):
+            row = i * length + j
+            token = job.suite.renderer.tokenizer.decode([int(batch.ids[i, j])])
+            line = Text(f"{row:>6}  {token!r:<24}", style="dim" if row not in labels else "")
+            if row in labels:
+                label = job.suite.renderer.tokenizer.decode([labels[row]])
+                line.append(f"→ {label!r} ({labels[row]})", style="green")
+            console.print(line)

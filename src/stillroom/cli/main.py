@@ -1,0 +1,179 @@
+"""Commands. Each imports only its room, so that listing starts at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Distil any teacher that you can reach into a student that you can ship.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps only, to see that it works.")]
+Changes = Annotated[list[str] | None, typer.Argument(help="Changes, like train.steps=50.")]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if debug:
+        os.environ["STILLROOM_DEBUG"] = "1"
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name.")],
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe> by default.")] = None,
+    tiny: Tiny = False,
+) -> None:
+    """Run a recipe; the same folder takes it up again where it stopped."""
+    _quiet()
+    from stillroom import api
+    from stillroom.config.recipe import read
+
+    told = read(recipe, changes or [], tiny=tiny)
+    folder = out or Path("runs") / (f"{told.name}-tiny" if tiny else told.name)
+    done = api.run(told, folder, progress=sys.stderr.isatty() or "CI" not in os.environ)
+    if not any(result.fresh for result in done.results.values()):
+        typer.echo(f"{folder} holds this run already, finished.")
+    _show_table(folder)
+    typer.echo(f"report: {done.report}")
+
+
+@app.command("list")
+def list_(
+    as_json: Json = False,
+    teacher: Annotated[str | None, typer.Option(help="What the teacher gives: text ...")] = None,
+    family: Annotated[str | None, typer.Option(help="logits, on-policy, adversarial ...")] = None,
+    modality: Annotated[str | None, typer.Option(help="text, image ...")] = None,
+) -> None:
+    """List what there is, and what fits the teacher that you have."""
+    from stillroom import catalogue
+
+    if teacher is not None and teacher not in catalogue.SIGNALS:
+        known = list(catalogue.SIGNALS)
+        _fail(f"--teacher: no access {teacher!r}{catalogue.nearest(teacher, known)}; {known}")
+    rows = [
+        row
+        for row in catalogue.rows()
+        if (family is None or row["family"] == family)
+        and (modality is None or row["modality"] in (modality, "any"))
+        and (teacher is None or set(row["needs"]["teacher"]) <= catalogue.closure({teacher}))
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    heads = ("name", "kind", "family", "modality", "needs", "paper", "verdict")
+    lines = [heads, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    needs, paper = row["needs"], row["paper"] or {}
+    asks = [*needs["teacher"], *(["rollouts"] if needs["rollouts"] else [])]
+    cells = (row["name"], row["kind"], row["family"], row["modality"], " ".join(asks) or "nothing")
+    return (*cells, paper.get("id", ""), row["verdict"])
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """Show one method: formula, needs, fields with ranges, paper, verdict."""
+    _quiet()
+    from stillroom import catalogue
+    from stillroom.reports import fields, pages
+
+    cls = catalogue.load(name)
+    row = catalogue.row(name)
+    if as_json:
+        typer.echo(json.dumps({**row, "fields": fields.described(cls)}, indent=2))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(pages.method_page(row, cls)))
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name.")],
+    changes: Changes = None,
+    show_tokens: Annotated[
+        bool, typer.Option("--show-tokens", help="Print examples token by token.")
+    ] = False,
+    tiny: Tiny = False,
+) -> None:
+    """Build everything that a recipe names, and take no step."""
+    _quiet()
+    from stillroom.cli import checking
+    from stillroom.config.recipe import read
+
+    checking.check(read(recipe, changes or [], tiny=tiny), show_tokens=show_tokens)
+
+
+@app.command()
+def report(folder: Path) -> None:
+    """Write the report of a finished run folder anew, and print its table."""
+    from stillroom.reports.html import write_report
+
+    page = write_report(folder)
+    _show_table(folder)
+    typer.echo(f"report: {page}")
+
+
+def _show_table(folder: Path) -> None:
+    from rich.console import Console
+
+    from stillroom.reports.folder import read_folder
+    from stillroom.reports.text import table_text
+
+    Console().print(table_text(read_folder(folder)))
+
+
+def _quiet() -> None:
+    """Progress bars and advice of libraries belong to their own tools."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """Runs the command line; what a person can mend is one message and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("STILLROOM_DEBUG"):
+            traceback.print_exc()
+        elif isinstance(error, ValueError | LookupError) and type(error).__name__ in _MENDABLE:
+            pass
+        else:
+            typer.echo("an error of stillroom itself; --debug shows where", err=True)
+        _fail(str(error.args[0] if isinstance(error, LookupError) and error.args else error))
+
+
+_MENDABLE = {"Failure", "NotFinite", "LookupError"}
+"""By name: to import core for its classes would bring torch into every command."""

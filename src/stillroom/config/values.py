@@ -1,0 +1,104 @@
+"""Plain values to checked dataclasses: strict types, ranges from annotations, nearest names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from stillroom.catalogue import nearest
+from stillroom.core import Failure
+
+T = TypeVar("T")
+
+
+def checked(cls: type[T], values: Any, path: str) -> T:
+    """An instance of a dataclass from plain values.
+
+    Raises:
+        Failure: every unknown key (with the nearest known), wrong type and value out of range,
+            each with its path, what it got and what is allowed.
+    """
+    if not isinstance(values, Mapping):
+        raise Failure(f"{path}: expected a mapping of {_fields(cls)}, got {values!r}")
+    _forbid_unknown(cls)
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+    except ValidationError as error:
+        raise Failure("\n".join(_sentences(cls, error, path))) from error
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as mappings, lists and scalars, defaults filled in."""
+    return json.loads(json.dumps(dataclasses.asdict(value), default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    raise Failure(f"a recipe holds text, numbers, lists and mappings, not {value!r}")
+
+
+def _fields(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _dataclasses_in(kind: Any) -> list[Any]:
+    if dataclasses.is_dataclass(kind):
+        return [kind]
+    return [found for part in typing.get_args(kind) for found in _dataclasses_in(part)]
+
+
+def _forbid_unknown(cls: Any) -> None:
+    """Pydantic lets unknown keys of standard dataclasses pass unless the class says otherwise."""
+    cls.__pydantic_config__ = {"extra": "forbid"}
+    for kind in typing.get_type_hints(cls).values():
+        for inner in _dataclasses_in(kind):
+            if "__pydantic_config__" not in vars(inner):
+                _forbid_unknown(inner)
+
+
+def _sentences(cls: Any, error: ValidationError, path: str) -> list[str]:
+    """One sentence a place. Of a union's several complaints the one furthest inside is kept."""
+    places: dict[str, tuple[int, str]] = {}
+    for found in error.errors(include_url=False):
+        names, owner = _names(cls, found["loc"])
+        where = ".".join([path, *names]) if path else ".".join(names)
+        unknown = found["type"] == "unexpected_keyword_argument"
+        depth = len(names) * 2 + (not found["type"].endswith("_type"))
+        field = names[0] if names else ""
+        if depth >= places.get(field, (-1, ""))[0]:
+            places[field] = (depth, _sentence(where, found, owner, unknown))
+    return [text for _, text in places.values()]
+
+
+def _sentence(where: str, found: Any, owner: Any, unknown: bool) -> str:
+    if unknown:
+        last = where.rpartition(".")[2]
+        known = _fields(owner)
+        hint = nearest(last, known) or f"; it has {', '.join(known) or 'none'}"
+        return f"{where}: {owner.__name__} has no such field{hint}"
+    told = found["msg"].replace("Input should be", "must be").replace("Input", "input")
+    got = "" if found["type"] == "missing" else f", got {found['input']!r}"
+    return f"{where}: {told[0].lower()}{told[1:]}{got}"
+
+
+def _names(cls: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """The path without pydantic's names of union members, and the dataclass at its end."""
+    names: list[str] = []
+    owner, kind = cls, cls
+    for part in loc:
+        if dataclasses.is_dataclass(kind):
+            owner = kind
+            names.append(str(part))
+            kind = typing.get_type_hints(kind).get(str(part), Any)
+        elif found := [k for k in _dataclasses_in(kind) if k.__name__ == part]:
+            kind = found[0]
+        elif isinstance(part, int) or (str(part).isidentifier() and part not in _SCALARS):
+            names.append(str(part))
+    return names, owner
+
+
+_SCALARS = {"float", "int", "str", "bool", "constrained"}

@@ -1,0 +1,211 @@
+"""What a method may touch during a step: networks, teachers, samples, streams, log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.catalogue import closure, fitting
+from stillroom.core import Batch, Failure, Method, Signals, Teacher
+from stillroom.data.streams import Stream
+from stillroom.data.text import collate, prompts_of
+from stillroom.engine.parallel import Processes
+from stillroom.engine.players import Players
+from stillroom.engine.settings import Train
+from stillroom.models.text import mode
+from stillroom.rollouts.sampling import Sampling, sample, uniform
+
+ROLLOUT_TOKENS = 2**17
+"""Tokens (prompt and answer, padded) that are sampled side by side."""
+
+
+class Clock:
+    """Seconds by kind of work; an inner block's time is not counted in the outer one."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        self._charge()
+        self._open.append(kind)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            kind = self._open[-1]
+            self.spent[kind] = self.spent.get(kind, 0.0) + now - self._since
+        self._since = now
+
+    def take(self) -> dict[str, float]:
+        """What was spent since the last call."""
+        spent, self.spent = self.spent, {}
+        return spent
+
+
+class Run:
+    """The engine's side of ``core.Run``."""
+
+    def __init__(
+        self,
+        method: Method,
+        players: Players,
+        teachers: Mapping[str, Teacher],
+        streams: Mapping[str, Stream],
+        processes: Processes,
+        train: Train,
+        *,
+        seed: int,
+        sampling: Sampling,
+        pad_id: int = 0,
+    ) -> None:
+        self.method, self.all, self.teachers = method, players, teachers
+        self.players: Mapping[str, nn.Module] = players.networks
+        self.streams, self.processes, self.train = streams, processes, train
+        self.seed, self.sampling, self.pad_id = seed, sampling, pad_id
+        self.step, self.steps, self.epoch = 0, train.steps, 0
+        self.epochs = train.steps * train.batch / len(streams["train"].data) if streams else 0.0
+        self.clock = Clock()
+        self.tokens = {"trained": 0, "generated": 0}
+        self.notes: list[str] = []
+        self._logged: dict[str, tuple[Tensor, int]] = {}
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps
+
+    def autocast(self) -> Any:
+        wanted = self.train.precision == "bf16"
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=wanted)
+
+    def student(self, batch: Batch) -> Signals:
+        return self._said(self.players["student"], batch)
+
+    def teacher(self, batch: Batch, name: str = "teacher", *, grad: bool = False) -> Signals:
+        teacher = self.teachers[name]
+        with self.clock("teacher"):
+            return self._said(lambda part: teacher(part, grad=grad), batch)
+
+    def _said(self, speaker: Any, batch: Batch) -> Signals:
+        """Signals of a batch: in parts where no graph is kept, of all processes if ``whole``."""
+        if torch.is_grad_enabled():
+            said = speaker(batch)
+        else:
+            said = _joined([speaker(part) for part in batch.split(self.train.tokens_per_micro)])
+        return self.gather(said) if self.method.needs.whole else said
+
+    def ask(self, player: str, batch: Batch) -> Any:
+        """What a player says of a batch: in eval mode, without gradient, in parts."""
+        network = self.players[player]
+        with torch.no_grad(), mode(network, training=False):
+            return _joined([network(part) for part in batch.split(self.train.tokens_per_micro)])
+
+    def rollout(self, batch: Batch, n: int = 1, **sampling: Any) -> Batch:
+        """``n`` answers of the student to each prompt: ``B * n`` sequences, groups together.
+
+        ``ended`` [B * n] says which came to a stop id. ``sampling`` replaces the recipe's values.
+        """
+        told = Sampling(**{**vars(self.sampling), **sampling})
+        prompts = prompts_of(batch)
+        longest = max(len(p) for p in prompts) + told.max_new_tokens
+        side = max(1, ROLLOUT_TOKENS // (longest * n))
+        seed = int(uniform(self.seed, self.step) * 2**53)
+        student: Any = self.players["student"]
+        answers: list[list[int]] = []
+        with self.clock("generate"), self.autocast():
+            for i in range(0, len(prompts), side):
+                ids = batch.id[i : i + side]
+                answers += sample(student, prompts[i : i + side], ids, n, seed=seed, sampling=told)
+        self.tokens["generated"] += sum(len(a) for a in answers)
+        pairs = [(prompts[i // n], answer) for i, answer in enumerate(answers)]
+        made = collate(pairs, batch.id.cpu().repeat_interleave(n), self.pad_id)
+        stops = set(student.stop_ids)
+        ended = torch.tensor([answer[-1] in stops for answer in answers])
+        return made.add(ended=ended).to(self.processes.device)
+
+    def next(self, stream: str) -> Batch:
+        return self.streams[stream].next().to(self.processes.device)
+
+    def gather(self, value: Any) -> Any:
+        """The shares of all processes, joined along the first axis, with gradient."""
+        return self.processes.gather(value)
+
+    def uniform(self, tag: int = 0) -> float:
+        """A number in [0, 1) of this step, the same on every process."""
+        return float(uniform(self.seed, self.step, tag + 1))
+
+    def reset(self, player: str) -> None:
+        self.all.reset(player)
+
+    def log(self, **values: Tensor | float) -> None:
+        """Numbers of this step; tensors are averaged over entries, micro-batches, processes."""
+        for name, value in values.items():
+            tensor = torch.as_tensor(value, dtype=torch.float64, device=self.processes.device)
+            total, count = self._logged.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            self._logged[name] = (total.to(tensor.device) + tensor.sum(), count + tensor.numel())
+
+    def note(self, text: str) -> None:
+        """A sentence for the reader, kept once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def logged(self) -> dict[str, float]:
+        """The step's numbers so far; starts the next step's."""
+        if not self._logged:
+            return {}
+        pairs = [torch.stack([t, t.new_tensor(float(n))]) for t, n in self._logged.values()]
+        sums = self.processes.total(torch.stack(pairs))
+        names, self._logged = list(self._logged), {}
+        return {k: float(t / n) for k, (t, n) in zip(names, sums, strict=True)}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Parts of one thing said: tensors end to end, what is no tensor once."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return type(first)({name: _joined([p[name] for p in parts]) for name in first})
+    return first
+
+
+def check_needs(method: Method, student: Any, teachers: Mapping[str, Teacher]) -> None:
+    """Whether teacher and student give what the method asks for.
+
+    Raises:
+        Failure: names what is missing, what is there, and which methods fit.
+    """
+    name, needs = type(method).__name__, method.needs
+    wanted = set(needs.student) | ({"text"} if needs.rollouts else set())
+    if missing := wanted - closure(student.signals):
+        raise Failure(
+            f"{name} needs {sorted(missing)} from its student, "
+            f"but this one gives {sorted(closure(student.signals))}"
+        )
+    if not teachers and needs.teacher:
+        raise Failure(f"{name} needs a teacher that gives {sorted(needs.teacher)}; there is none")
+    for label, teacher in teachers.items():
+        signals, fresh = closure(set(teacher.signals)), teacher.fresh
+        missing = set(needs.teacher) - signals
+        if missing or (needs.fresh and not fresh):
+            lack = sorted(missing) or "answers about new sequences"
+            fits = ", ".join(fitting(signals, fresh)) or "none yet"
+            raise Failure(
+                f"{name} needs {lack} from its {label}, but this one gives {sorted(signals)}"
+                f"{'' if fresh else ' about recorded sequences only'}. "
+                f"Methods that fit this teacher: {fits}"
+            )

@@ -1,0 +1,91 @@
+"""What the engine is told: values of the recipe's ``train``, ``eval`` and ``run``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from stillroom.core import Failure
+from stillroom.schedules import Rate
+
+Rates = float | Rate | list[Rate]
+Positive = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """``adamw`` or ``sgd``, one for each player. ``betas`` and ``eps`` are AdamW's."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    momentum: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how fast.
+
+    Args:
+        steps: iterations; each makes as many optimiser steps as the method yields updates.
+        batch: examples of one step, over all processes.
+        tokens_per_micro: tokens with padding of one micro-batch (an item of another kind counts 1).
+        lr: one rate or schedule for all players, or one by player (``default`` for the rest).
+        clip: largest norm of a player's gradient, for all or by player; null leaves it alone.
+        precision: ``bf16`` computes under autocast with float32 weights.
+    """
+
+    steps: Annotated[int, Ge(1)]
+    batch: Annotated[int, Ge(1)] = 32
+    tokens_per_micro: Annotated[int, Ge(1)] = 16384
+    lr: Rates | dict[str, Rates] = 1e-4
+    clip: Positive | dict[str, Positive] | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+    def rates(self, player: str) -> Sequence[Rate]:
+        """The schedule of one player."""
+        told = self.lr
+        if isinstance(told, Mapping):
+            if player not in told and "default" not in told:
+                raise Failure(
+                    f"train.lr names {sorted(told)} but the method also trains {player!r}: "
+                    f"add train.lr.{player} or train.lr.default"
+                )
+            told = told.get(player, told.get("default"))
+        if isinstance(told, Rate):
+            return (told,)
+        return told if isinstance(told, list) else (Rate(peak=float(told)),)  # type: ignore[arg-type]
+
+    def clip_of(self, player: str) -> float | None:
+        return self.clip.get(player) if isinstance(self.clip, Mapping) else self.clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluation on the validation split, with a checkpoint, every so many steps.
+
+    Args:
+        every: steps between; null evaluates and saves at the end only.
+        metrics: names of evaluators (files of ``stillroom.evaluation``).
+        select: the number whose best reading picks the student that is kept; null keeps the last.
+        samples: prompts whose answers are shown in the report.
+    """
+
+    every: Annotated[int, Ge(1)] | None = 100
+    metrics: tuple[str, ...] = ()
+    select: str | None = None
+    samples: Annotated[int, Ge(0)] = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Seed, threads (null leaves torch's choice), and how many checkpoints stay."""
+
+    seed: Annotated[int, Ge(0)] = 0
+    threads: Annotated[int, Ge(1)] | None = None
+    keep: Annotated[int, Ge(1)] = 2

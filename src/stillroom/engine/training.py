@@ -1,0 +1,305 @@
+"""A whole run: players, steps, evaluation, checkpoints, the student that is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stillroom.core import Failure, Method, Setup, Teacher
+from stillroom.data.streams import Data, Stream
+from stillroom.engine import checkpoint
+from stillroom.engine.loop import iterate
+from stillroom.engine.parallel import Processes
+from stillroom.engine.players import Players
+from stillroom.engine.record import Record
+from stillroom.engine.run import Run, check_needs
+from stillroom.engine.settings import Eval, RunOptions, Train
+from stillroom.evaluation.suite import Suite
+from stillroom.rollouts.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that one run needs, built and checked."""
+
+    method: Method
+    student: Any
+    teachers: Mapping[str, Teacher]
+    streams: Mapping[str, Data]
+    train: Train
+    eval: Eval = field(default_factory=Eval)
+    run: RunOptions = field(default_factory=RunOptions)
+    sampling: Sampling = field(default_factory=Sampling)
+    suite: Suite | None = None
+    pad_id: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    """Which data were read and which rows left out."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run stands: its folder, its student, and the numbers of the test split."""
+
+    folder: Path
+    student: Any
+    start: Mapping[str, float]
+    test: Mapping[str, float]
+    info: Mapping[str, Any]
+    fresh: bool = True
+    """False when the folder held the finished run already."""
+
+
+def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
+    """Runs a job in a folder; the same folder takes it up again where it stopped.
+
+    Raises:
+        Failure: the folder belongs to another recipe, a signal is missing, a number is not
+            finite, the disk is full.
+    """
+    check_needs(job.method, job.student, job.teachers)
+    processes = Processes()
+    record = Record(folder, main=processes.main)
+    with checkpoint.room_on_disk(folder), _threads(job.run.threads):
+        record.open(job.recipe)
+        if (done := record.read("result.json")) is not None:
+            job.student.load(folder / "student")
+            return Result(folder, job.student, done["start"], done["test"], done, fresh=False)
+        return _Training(job, record, processes, progress).run_all()
+
+
+class _Training:
+    def __init__(self, job: Job, record: Record, processes: Processes, progress: bool) -> None:
+        self.job, self.record, self.processes, self.show = job, record, processes, progress
+        self.checkpoints = record.folder / "checkpoints"
+        self.streams = {
+            name: Stream(
+                data, job.train.batch, job.run.seed, rank=processes.rank, world=processes.world
+            )
+            for name, data in job.streams.items()
+        }
+        torch.manual_seed(job.run.seed)
+        players = Players(self._networks(), job.train, processes)
+        self.run = Run(
+            job.method,
+            players,
+            job.teachers,
+            self.streams,
+            processes,
+            job.train,
+            seed=job.run.seed,
+            sampling=job.sampling,
+            pad_id=job.pad_id,
+        )
+        torch.manual_seed(job.run.seed + processes.rank)
+        self.start: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None
+        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    def _networks(self) -> dict[str, nn.Module]:
+        job, device = self.job, self.processes.device
+        layers = job.method.layers()
+        if "student" in layers:
+            job.student.taps = tuple(layers["student"])
+        for name, teacher in job.teachers.items():
+            network: Any = getattr(teacher, "network", None)
+            if network is not None:
+                network.to(device)
+                if name in layers:
+                    network.taps = tuple(layers[name])
+        student = job.student.to(device).train()
+        data = job.streams["train"]
+        first = data.batch(range(min(len(data), job.train.batch))).to(device)
+        made = job.method.players(Setup(student, job.teachers, first, len(data)))
+        if "student" in made:
+            raise RuntimeError(f"{type(job.method).__name__}: 'student' is the student's name")
+        return {"student": student, **{k: n.to(device) for k, n in made.items()}}
+
+    def run_all(self) -> Result:
+        self._resume()
+        if self.run.step == 0 and not self.start:
+            self.start = self._measure("test")
+            self._validate()
+            self._samples()
+            self._save()
+        with self._progress() as tick:
+            while self.run.step < self.run.steps:
+                log = self._step()
+                tick(log)
+                if self._due():
+                    self._validate()
+                    self._save()
+        return self._finish()
+
+    def _step(self) -> dict[str, float]:
+        run, begun, cpu = self.run, time.perf_counter(), time.process_time()
+        run.epoch = self.streams["train"].epoch
+        with run.clock("train"):
+            log = iterate(run, run.next("train"))
+        log |= {f"time/{kind}": seconds for kind, seconds in run.clock.take().items()}
+        run.step += 1
+        self.record.line("metrics.jsonl", {"step": run.step, **log})
+        self.spent["seconds"] += time.perf_counter() - begun
+        self.spent["cpu_seconds"] += time.process_time() - cpu
+        return log
+
+    def _due(self) -> bool:
+        every = self.job.eval.every
+        return self.run.step == self.run.steps or (every is not None and not self.run.step % every)
+
+    def _measure(self, split: str) -> dict[str, float]:
+        suite = self.job.suite
+        if suite is None:
+            return {}
+        with torch.random.fork_rng(), torch.no_grad(), self.run.clock("evaluate"):
+            return suite.measure(self.run.players, split)
+
+    def _validate(self) -> None:
+        values, step = self._measure("validation"), self.run.step
+        took = self.run.clock.take()
+        named = {f"validation/{k}": v for k, v in values.items()}
+        self.record.line(
+            "metrics.jsonl", {"step": step, **named, **{f"time/{k}": v for k, v in took.items()}}
+        )
+        select = self.job.eval.select
+        if select is None or self.job.suite is None:
+            return
+        if select not in values:
+            raise Failure(f"eval.select: no metric gives {select!r}; there is {sorted(values)}")
+        sign = -1 if self.job.suite.higher_is_better(select) else 1
+        if self.best is None or sign * values[select] < sign * self.best["value"]:
+            self.best = {"step": step, "value": values[select]}
+            self._keep_best(step)
+
+    def _keep_best(self, step: int) -> None:
+        if not self.processes.main:
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        aside = self.checkpoints / ".best.writing"
+        state = self.run.players["student"].state_dict()
+        save_file({k: v.detach().cpu().clone() for k, v in state.items()}, aside)
+        os.replace(aside, self.checkpoints / f"best-{step:08d}.safetensors")
+
+    def _save(self) -> None:
+        randoms = self.processes.everyone(checkpoint.random_state())
+        if not self.processes.main:
+            return
+        run = self.run
+        state = {
+            "step": run.step,
+            "players": run.all.state(),
+            "random": randoms,
+            "cursors": {name: stream.cursor for name, stream in self.streams.items()},
+            "start": self.start,
+            "best": self.best,
+            "spent": self.spent,
+            "tokens": run.tokens,
+            "notes": run.notes,
+        }
+        checkpoint.save(self.checkpoints, run.step, state, keep=self.job.run.keep)
+        for old in self.checkpoints.glob("best-*.safetensors"):
+            if self.best is None or old.name != f"best-{self.best['step']:08d}.safetensors":
+                old.unlink()
+
+    def _resume(self) -> None:
+        places = checkpoint.saved(self.checkpoints)
+        if not places:
+            self.record.rewind(-1)
+            return
+        state, run = checkpoint.load(places[-1]), self.run
+        run.all.restore(state["players"])
+        for name, cursor in state["cursors"].items():
+            self.streams[name].cursor = cursor
+        run.step, run.tokens, run.notes = state["step"], state["tokens"], state["notes"]
+        self.start, self.best, self.spent = state["start"], state["best"], state["spent"]
+        self.record.rewind(run.step)
+        if len(state["random"]) != self.processes.world:
+            raise Failure(
+                f"the run was saved by {len(state['random'])} processes and is taken up by "
+                f"{self.processes.world}; launch as many as before"
+            )
+        checkpoint.restore_random(state["random"][self.processes.rank])
+
+    def _samples(self) -> None:
+        if self.job.suite is not None and self.job.eval.samples:
+            rows = self.job.suite.samples(self.run.players, self.job.eval.samples)
+            now = self.run.step
+            before = [r for r in self.record.lines("samples.jsonl") if r["step"] != now]
+            self.record.replace_lines(
+                "samples.jsonl", [*before, *({"step": now, **row} for row in rows)]
+            )
+
+    def _finish(self) -> Result:
+        student: Any = self.run.players["student"]
+        if self.best is not None:
+            best = self.checkpoints / f"best-{self.best['step']:08d}.safetensors"
+            student.load_state_dict(load_file(best))
+        test = self._measure("test")
+        self._samples()
+        info = {
+            "steps": self.run.steps,
+            "selected_step": self.best["step"] if self.best else self.run.steps,
+            **self.spent,
+            "tokens": self.run.tokens,
+            "notes": self.run.notes,
+            "data": dict(self.job.ledger),
+            "start": self.start,
+            "test": test,
+        }
+        if self.processes.main:
+            _export(self.job, student, self.record.folder / "student")
+        self.record.json("result.json", info)
+        self.processes.wait()
+        return Result(self.record.folder, student, self.start, test, info)
+
+    @contextmanager
+    def _progress(self) -> Iterator[Any]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[says]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, disable=not (self.show and self.processes.main)) as bar:
+            name = self.job.recipe.get("name", type(self.job.method).__name__)
+            task = bar.add_task(str(name), total=self.run.steps, completed=self.run.step, says="")
+
+            def tick(log: Mapping[str, float]) -> None:
+                loss = next((v for k, v in reversed(log.items()) if k.startswith("loss/")), 0.0)
+                rate = self.run.tokens["trained"] / max(self.spent["seconds"], 1e-9)
+                bar.update(task, advance=1, says=f"loss {loss:.4f}  {rate:,.0f} tokens/s")
+
+            yield tick
+
+
+def _export(job: Job, student: Any, folder: Path) -> None:
+    """The student as ``from_pretrained`` loads it, written aside and moved into place."""
+    aside = folder.with_name(".student.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    student.save(aside)
+    if job.suite is not None and job.suite.renderer is not None:
+        job.suite.renderer.tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

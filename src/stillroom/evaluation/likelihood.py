@@ -1,0 +1,35 @@
+"""How likely the teacher's text is to the student, token by token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stillroom.evaluation.suite import View, mean
+from stillroom.losses.per_row import per_row
+from stillroom.losses.policy import label_logp
+
+COLUMNS = {
+    "nll": ("nats a token of the teacher's text", "lower"),
+    "perplexity": ("perplexity of the teacher's text", "lower"),
+    "token_accuracy": ("teacher's token is the likeliest", "higher"),
+}
+
+
+def measure(view: View) -> dict[str, float]:
+    """Mean negative log-likelihood (nats a supervised token), its exponential, and how often the
+    likeliest token is the teacher's, each after the teacher's own prefix."""
+    said = [per_row(_both, view.student(batch), None, batch.labels) for batch in view.batches()]
+    nll = -mean([s[:, 0] for s in said])
+    return {
+        "nll": nll,
+        "perplexity": math.exp(min(nll, 700.0)),
+        "token_accuracy": mean([s[:, 1] for s in said]),
+    }
+
+
+def _both(student: Tensor, _teacher: Tensor | None, labels: Tensor) -> Tensor:
+    hit = (student.argmax(-1) == labels).to(student.dtype)
+    return torch.stack([label_logp(student, labels), hit], -1)

@@ -1,0 +1,154 @@
+"""The evaluators of a recipe over the splits of its data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.catalogue import nearest
+from stillroom.core import Batch, Failure, Teacher
+from stillroom.data.streams import Data
+from stillroom.data.text import Renderer, collate, prompts_of
+from stillroom.models.text import mode
+from stillroom.rollouts.sampling import Sampling, sample
+
+SIDE_BY_SIDE = 64
+"""Examples that are evaluated at once, before the token budget splits them."""
+
+
+@dataclass(kw_only=True)
+class View:
+    """What an evaluator may read: networks, one split, and how answers are made."""
+
+    players: Mapping[str, nn.Module]
+    data: Data
+    renderer: Renderer | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    world: Any = None
+    budget: int = 16384
+    seed: int = 0
+    _answers: list[list[int]] | None = None
+
+    @property
+    def student(self) -> Any:
+        return self.players["student"]
+
+    def batches(self) -> Iterator[Batch]:
+        device = next(self.student.parameters()).device
+        for start in range(0, len(self.data), SIDE_BY_SIDE):
+            chunk = range(start, min(start + SIDE_BY_SIDE, len(self.data)))
+            yield from self.data.batch(chunk).to(device).split(self.budget)
+
+    def answers(self) -> list[list[int]]:
+        """One sampled answer to each prompt of the split, made once and shared."""
+        if self._answers is None:
+            self._answers = []
+            for batch in self.batches():
+                prompts = prompts_of(batch)
+                self._answers += sample(
+                    self.student, prompts, batch.id, seed=self.seed, sampling=self.sampling
+                )
+        return self._answers
+
+    def answered(self) -> Iterator[tuple[Batch, Batch]]:
+        """Batches of the split beside the same prompts with the student's own answers."""
+        done = 0
+        for batch in self.batches():
+            own = self.answers()[done : done + batch.size]
+            done += batch.size
+            pairs = list(zip(prompts_of(batch), own, strict=True))
+            pad_id = self.renderer.pad_id if self.renderer else 0
+            yield batch, collate(pairs, batch.id.cpu(), pad_id).to(batch.id.device)
+
+
+class Suite:
+    """Evaluators by name (files of this room), on ``validation`` and ``test``.
+
+    Raises:
+        Failure: a name is no evaluator.
+    """
+
+    def __init__(self, metrics: Sequence[str], splits: Mapping[str, Data], **view: Any) -> None:
+        self.evaluators = {name: _evaluator(name) for name in metrics}
+        self.splits, self._view = splits, view
+        self.renderer: Renderer | None = view.get("renderer")
+
+    def view(self, players: Mapping[str, nn.Module], split: str) -> View:
+        return View(players=players, data=self.splits[split], **self._view)
+
+    def measure(self, players: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        """All numbers of one split; uses none of training's random numbers."""
+        if split not in self.splits or not self.evaluators:
+            return {}
+        view = self.view(players, split)
+        with mode(nn.ModuleDict(dict(players)), training=False):
+            return _merged(e.measure(view) for e in self.evaluators.values())
+
+    def teacher(self, players: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        """The teacher's own numbers, from evaluators that can tell them."""
+        if split not in self.splits:
+            return {}
+        view = self.view(players, split)
+        told = [e.teacher for e in self.evaluators.values() if "teacher" in vars(e)]
+        return _merged(tell(view) for tell in told)
+
+    def samples(self, players: Mapping[str, nn.Module], count: int) -> list[dict[str, str]]:
+        """The student's answers to the first test prompts, beside the teacher's."""
+        data: Any = self.splits.get("test", self.splits.get("validation"))
+        if self.renderer is None or data is None:
+            return []
+        examples = data.examples[:count]
+        view = self.view(players, "test")
+        answers = sample(
+            view.student,
+            [e.prompt_ids for e in examples],
+            torch.arange(len(examples)),
+            seed=view.seed,
+            sampling=view.sampling,
+        )
+        return [
+            {"prompt": e.prompt, "teacher": e.answer, "student": self.renderer.decode(a)}
+            for e, a in zip(examples, answers, strict=True)
+        ]
+
+    def columns(self) -> dict[str, dict[str, str | None]]:
+        """``{"nll": {"label": ..., "better": "lower"}}`` of every number, in order."""
+        return {
+            name: {"label": label, "better": better}
+            for e in self.evaluators.values()
+            for name, (label, better) in e.COLUMNS.items()
+        }
+
+    def higher_is_better(self, name: str) -> bool:
+        return self.columns()[name]["better"] == "higher"
+
+
+def evaluators() -> list[str]:
+    """Names of all evaluators: the files of this room."""
+    own = (Path(__file__).stem, "__init__")
+    return sorted(f.stem for f in Path(__file__).parent.glob("*.py") if f.stem not in own)
+
+
+def _evaluator(name: str) -> ModuleType:
+    if name not in evaluators():
+        raise Failure(
+            f"eval.metrics: there is no {name!r}{nearest(name, evaluators())}; {evaluators()}"
+        )
+    return importlib.import_module(f"stillroom.evaluation.{name}")
+
+
+def _merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
+    return {name: float(value) for part in parts for name, value in part.items()}
+
+
+def mean(values: Sequence[Tensor]) -> float:
+    """The mean over all entries of several tensors, in float64."""
+    return float(torch.cat([v.double().flatten() for v in values]).mean())

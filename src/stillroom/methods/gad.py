@@ -1,0 +1,201 @@
+"""Generative adversarial distillation: on-policy from a teacher that only gives text."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Term, Update
+from stillroom.losses.per_row import per_row
+from stillroom.losses.policy import (
+    bradley_terry,
+    clipped_surrogate,
+    entropy,
+    group_advantage,
+    k3,
+    label_logp,
+)
+from stillroom.nets.scorer import Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAD(Method):
+    """Black-box on-policy distillation: a critic tells the teacher's text from the student's.
+
+    The critic D (a copy of the student with a scalar head read at the last token) learns
+    ``softplus(D(x, y_i) - D(x, y_teacher))`` over the N samples y_i of each prompt (equation 3);
+    the student gets ``D(x, y_i)``, of the critic before its update, as reward in a clipped policy
+    gradient with advantages normalised in the group, plus ``kl_weight * k3`` to the student with
+    which this stage began. In a warm-up both learn together, the student by cross-entropy on the
+    teacher's text. At the critic's optimum ``D = log p_teacher(y|x) - log p_student(y|x)``, so
+    the student then follows the sequence-level reverse KL.
+
+    Steps run through these stages: the warm-up (``warmup`` of all), the critic alone
+    (``critic_alone``), the adversarial stage (the rest), which begins with a fresh optimiser.
+
+    Differences: rewards are computed at temperature 1 log-probabilities whatever the sampling
+    temperature. Where the paper is silent (unconfirmed): the critic's update comes before the
+    student's, and its reward before both.
+
+    Args:
+        group: N, samples of each prompt.
+        warmup: share of the steps that imitate; 1 is SeqKD.
+        critic_from: share of the warm-up after which the critic joins in.
+        head_start: first steps of a joining critic in which the student waits.
+        critic_alone: share of the steps after the warm-up in which only the critic learns.
+        critic: changes of the student's config for a fresh critic of another size; none copies
+            the student.
+        critic_loss: the ablation ``cross-entropy`` judges each text for itself.
+        critic_frozen: the ablation whose critic stops learning when the adversarial stage begins.
+        prompts: of each batch, how many are sampled from; none takes all.
+        sample_temperature: of the samples.
+        clip: how far the probability ratio may leave 1.
+        kl_weight: weight of the k3 estimate of KL(student || start of the stage).
+    """
+
+    paper = Paper(
+        "2511.10643", "Ye et al., 2025", "Black-Box On-Policy Distillation of Large Language Models"
+    )
+    needs = Needs(teacher={"text"}, student={"logits"}, rollouts=True)
+    modality = "text"
+    family = "adversarial"
+
+    group: Annotated[int, Ge(2)] = 8
+    warmup: Annotated[float, Ge(0), Le(1)] = 1 / 3
+    critic_from: Annotated[float, Ge(0), Le(1)] = 0.0
+    head_start: Annotated[int, Ge(0)] = 10
+    critic_alone: Annotated[float, Ge(0), Le(1)] = 0.0
+    critic: dict[str, Any] | None = None
+    critic_loss: Literal["bradley-terry", "cross-entropy"] = "bradley-terry"
+    critic_frozen: bool = False
+    prompts: Annotated[int, Ge(1)] | None = None
+    sample_temperature: Annotated[float, Gt(0)] = 0.8
+    clip: Annotated[float, Gt(0)] = 0.2
+    kl_weight: Annotated[float, Ge(0)] = 0.001
+
+    def players(self, setup: Setup) -> Mapping[str, nn.Module]:
+        student: Any = setup.student
+        reference = copy.deepcopy(student).requires_grad_(False).eval()
+        critic = Scorer(student.body(**(self.critic or {})))
+        return {"critic": critic, **({"reference": reference} if self.kl_weight else {})}
+
+    def prepare(self, run: Run, batch: Batch) -> Batch:
+        stage = _Stage(self, run)
+        if stage.begins:
+            run.reset("student")
+            if self.kl_weight:
+                run.players["reference"].load_state_dict(run.players["student"].state_dict())
+        if not (stage.critic or stage.adversarial):
+            return batch
+        duel = batch.part(0, min(self.prompts or batch.size, batch.size))
+        samples = run.rollout(duel, self.group, temperature=self.sample_temperature)
+        theirs = run.ask("critic", duel).repeat_interleave(self.group)
+        own = run.ask("critic", samples)
+        self._watch(run, duel, samples, theirs, own)
+        if stage.adversarial:
+            samples = self._rewarded(run, samples, own)
+        return batch.add(duel=duel.add(samples=samples))
+
+    def _rewarded(self, run: Run, samples: Batch, reward: Tensor) -> Batch:
+        said = per_row(_logp_and_entropy, run.student(samples), None, samples.labels)
+        run.log(**{"gad/reward": reward, "gad/entropy": said[:, 1]})
+        old = said[:, 0]
+        advantage = group_advantage(reward, self.group)[samples.owner]
+        start = old
+        if self.kl_weight:
+            start = per_row(_logp, run.ask("reference", samples), None, samples.labels)
+        return samples.add_rows(old=old, advantage=advantage.to(old), start=start)
+
+    def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
+        stage = _Stage(self, run)
+        if stage.critic:
+            duel, critic = batch.duel, run.players["critic"]
+            theirs = critic(duel).repeat_interleave(self.group)
+            loss = self._judge(theirs, critic(duel.samples))
+            yield Update(Term(loss, over="duel.samples.examples"), players=("critic",))
+        if stage.imitates:
+            yield Update(Term(per_row(_nll, run.student(batch), None, batch.labels)))
+        if stage.adversarial:
+            samples = batch.duel.samples
+            inputs = {name: samples[name] for name in ("old", "advantage", "start")}
+            loss = per_row(self._policy, run.student(samples), None, samples.labels, **inputs)
+            yield Update(Term(loss, over="duel.samples.mask"))
+
+    def _judge(self, theirs: Tensor, own: Tensor) -> Tensor:
+        if self.critic_loss == "bradley-terry":
+            return bradley_terry(theirs, own)
+        return softplus(-theirs) + softplus(own)
+
+    def _policy(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        labels: Tensor,
+        old: Tensor,
+        advantage: Tensor,
+        start: Tensor,
+    ) -> Tensor:
+        logp = label_logp(student, labels)
+        loss = clipped_surrogate(logp, old, advantage, self.clip)
+        return loss + self.kl_weight * k3(logp, start) if self.kl_weight else loss
+
+    def _watch(self, run: Run, duel: Batch, samples: Batch, theirs: Tensor, own: Tensor) -> None:
+        """Logs whether the critic judges more than length and the end of the answer."""
+        length = duel.last - duel.prompt + 1.0
+        longer = length.repeat_interleave(self.group) - (samples.last - samples.prompt + 1.0)
+        wins, by_length = _won(theirs - own), _won(longer)
+        by_end = _won(1.0 - samples.ended.to(longer))
+        seen = {
+            "critic_accuracy": wins,
+            "score_gap": theirs - own,
+            "length": samples.last - samples.prompt + 1.0,
+            "eos_rate": samples.ended,
+            "length_accuracy": by_length,
+            "eos_accuracy": by_end,
+        }
+        run.log(**{f"gad/{name}": value for name, value in seen.items()})
+        rules = {"length": max(by_length.mean(), 1 - by_length.mean()), "EOS": by_end.mean()}
+        for rule, right in rules.items():
+            if wins.mean() > 0.75 and right > wins.mean() - 0.05:
+                run.note(
+                    f"GAD: the critic need not read: {rule} alone tells teacher from student about "
+                    "as well as its scores (gad/critic_accuracy beside gad/length_accuracy and "
+                    "gad/eos_accuracy); its reward may carry nothing else"
+                )
+
+
+class _Stage:
+    """What learns in this step; the same for all data."""
+
+    def __init__(self, method: GAD, run: Run) -> None:
+        warm = round(method.warmup * run.steps)
+        alone = warm + round(method.critic_alone * run.steps)
+        joins = round(method.critic_from * warm)
+        self.begins = run.step == alone
+        self.adversarial = run.step >= alone
+        joined = joins <= run.step < alone
+        self.critic = joined or (self.adversarial and not method.critic_frozen)
+        waits = joined and run.step < joins + method.head_start
+        self.imitates = run.step < warm and not waits
+
+
+def _won(gap: Tensor) -> Tensor:
+    """1 where positive, 0 where negative, a half for a tie."""
+    return (torch.sign(gap) + 1) / 2
+
+
+def _logp(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    return label_logp(student, labels)
+
+
+def _nll(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    return -label_logp(student, labels)
+
+
+def _logp_and_entropy(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    return torch.stack([label_logp(student, labels), entropy(student)], -1)

@@ -1,0 +1,54 @@
+"""Features of a network by layer name, read by hooks that are removed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from stillroom.catalogue import nearest
+from stillroom.core import Failure
+
+LAST = "last"
+"""What the last linear layer reads: the embedding before the classifier."""
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named layers while the block runs, filled by a forward pass in it."""
+    seen: dict[str, Tensor] = {}
+    modules = dict(network.named_modules())
+    handles = []
+    try:
+        for layer in layers:
+            if layer == LAST:
+                final = _last_linear(network)
+                handles.append(
+                    final.register_forward_pre_hook(lambda _m, args: seen.update({LAST: args[0]}))
+                )
+            elif layer in modules:
+                handles.append(modules[layer].register_forward_hook(_keep(seen, layer)))
+            else:
+                known = [name for name in modules if name]
+                raise Failure(
+                    f"there is no layer {layer!r}{nearest(layer, known)}; layers: {known}"
+                )
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(seen: dict[str, Tensor], layer: str):
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+        seen[layer] = output
+
+    return hook
+
+
+def _last_linear(network: nn.Module) -> nn.Linear:
+    found = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise Failure("the network has no nn.Linear, so 'last' names nothing: name a layer")
+    return found[-1]

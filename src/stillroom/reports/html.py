@@ -1,0 +1,92 @@
+"""``report.html``: one self-contained page about a run, without script or outside resources.
+
+Shows the files of the run folder and nothing else. Sample texts are untrusted: every value is
+escaped, and control characters are made visible.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from stillroom.reports import logs, plots, words
+from stillroom.reports.folder import RunFolder, read_folder
+from stillroom.reports.results import LEGEND, results
+from stillroom.reports.sections import samples, time_rows
+
+SHOWN_SAMPLES = 12
+
+
+def write_report(path: Path | str) -> Path:
+    """Write ``report.html`` into a finished run folder, and say where it is."""
+    folder = read_folder(path)
+    page = folder.path / "report.html"
+    page.write_text(render(folder), encoding="utf-8")
+    return page
+
+
+def render(folder: RunFolder) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda v: v if isinstance(v, Markup | jinja2.Undefined) else words.visible(v),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn, missing = _curves(folder)
+    return environment.get_template("report.html.jinja").render(
+        name=folder.name,
+        sentence=sentence(folder),
+        about=words.paragraphs(folder.recipe.get("about")),
+        results=results(folder.table),
+        legend=LEGEND,
+        arms=[(name, *_stroke(i)) for i, name in enumerate(folder.arms)],
+        curves=drawn,
+        missing=missing,
+        glossary=_glossary(folder, drawn),
+        samples=samples(folder)[:SHOWN_SAMPLES],
+        sample_count=len(samples(folder)),
+        time=time_rows(folder),
+        recipe=folder.recipe_text,
+        environment=words.flat(folder.environment),
+    )
+
+
+def sentence(folder: RunFolder) -> str:
+    """What learned from what, how, on which data; arms that differ are told one after another."""
+    arms = folder.arms.values()
+    recipes = [{**folder.recipe, **arm.recipe} for arm in arms]
+    told = {
+        "Student": [words.student(recipe.get("student")) for recipe in recipes],
+        "Teacher": [words.teachers(recipe) for recipe in recipes],
+        "Method": [arm.method for arm in arms],
+        "Data": [words.data(r, arm.ledger) for r, arm in zip(recipes, arms, strict=True)],
+    }
+    return " ".join(f"{noun}: {' / '.join(dict.fromkeys(says))}." for noun, says in told.items())
+
+
+def _curves(folder: RunFolder) -> tuple[plots.Curves | None, str]:
+    from stillroom.core import Failure  # not at the top: core brings torch
+
+    try:
+        return plots.curves(folder), ""
+    except Failure as absent:
+        return None, str(absent)
+
+
+def _stroke(i: int) -> tuple[str, str]:
+    """Colour variable and dashes of the i-th arm, as its curves have them."""
+    dash = plots.STYLES[i % len(plots.STYLES)][1]
+    return f"--arm-{i % len(plots.LINES)}", " ".join(str(2 * length) for length in dash)
+
+
+def _glossary(folder: RunFolder, drawn: plots.Curves | None) -> list[tuple[str, str, bool]]:
+    """(log name, what it means, whether it is drawn)."""
+    shown = {p.name for p in (*drawn.validation, *drawn.training)} if drawn else set()
+    names = plots.log_names(folder)
+    told = [n for n in names if n.startswith("validation/")] + logs.training_names(names)
+    return [(n, logs.meaning(n, folder.table["columns"]).says, n in shown) for n in told]

@@ -1,0 +1,107 @@
+"""Recipe sections, durations and sample texts in the words of a reader."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+
+def visible(text: Any) -> str:
+    """Text that is safe to write: lone surrogates and control characters become escapes.
+
+    Line feeds and tabs stay. Marks that turn the direction of writing are shown, not obeyed.
+    """
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cs", "Cf"} or c in "\u200c\u200d"
+        else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text).replace("\r\n", "\n")
+    )  # fmt: skip
+
+
+def pairs(value: Any) -> str:
+    """A section in one line, without what is absent or empty: ``lm tiny, vocab_size 512``."""
+    if isinstance(value, Mapping):
+        told = {key: inner for key, inner in value.items() if inner not in (None, {}, [], "")}
+        return ", ".join(f"{key} {_inner(inner)}" for key, inner in told.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_inner(item) for item in value)
+    return str(value)
+
+
+def _inner(value: Any) -> str:
+    return f"({pairs(value)})" if isinstance(value, Mapping | list | tuple) else str(value)
+
+
+def student(spec: Any) -> str:
+    """``google/gemma-3-270m cut to 4 layers`` or ``a new gpt2 (n_layer 2, n_embd 64)``."""
+    if not isinstance(spec, Mapping):
+        return pairs(spec) if spec else "not named"
+    if cut := spec.get("cut"):
+        layers = cut.get("layers")
+        kept = f"{len(layers)} layers" if isinstance(layers, list) else f"layers {layers}"
+        heal = f", healed for {spec['heal']} steps" if spec.get("heal") else ""
+        return f"{cut.get('from', 'the teacher')} cut to {kept}{heal}"
+    if lm := spec.get("lm"):
+        sizes = {key: size for key, size in lm.items() if key != "model_type"}
+        return f"a new {lm.get('model_type', 'language model')} ({pairs(sizes)})"
+    return str(spec.get("model") or pairs(spec))
+
+
+def teachers(recipe: Mapping[str, Any]) -> str:
+    """One teacher, several with their names, or none."""
+    if several := recipe.get("teachers"):
+        return "; ".join(f"{name}: {teacher(spec)}" for name, spec in several.items())
+    return teacher(recipe.get("teacher"))
+
+
+def teacher(spec: Any) -> str:
+    """``gpt-5 through its API``, a model's name, or ``recorded answers``."""
+    if not isinstance(spec, Mapping):
+        return str(spec or "none")
+    if spec.get("api"):
+        return f"{spec['api']} through its API"
+    if spec.get("recorded"):
+        return "recorded answers"
+    return str(spec.get("model") or "none")
+
+
+def files(recipe: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Data of a training: ``file``, and ``rows`` and ``sha256`` where the run counted them."""
+    data = recipe.get("data") or {}
+    named = [data[split] for split in ("train", "validation", "test") if data.get(split)]
+    made = [f"made-up world {data['world'].get('name')}"] if data.get("world") else []
+    return list(ledger.get("files") or ()) or [{"file": name} for name in named + made]
+
+
+def data(recipe: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    """``2,048 train, 256 test rows of orders.jsonl``."""
+    sizes = ", ".join(f"{rows:,} {split}" for split, rows in (ledger.get("rows") or {}).items())
+    names = ", ".join(str(entry["file"]) for entry in files(recipe, ledger)) or "none"
+    return f"{sizes} rows of {names}" if sizes else names
+
+
+def paragraphs(about: Any) -> list[str]:
+    """The recipe's free text, parted at empty lines."""
+    text = "\n".join(map(str, about)) if isinstance(about, list) else str(about or "")
+    return [part.strip() for part in text.split("\n\n") if part.strip()]
+
+
+def duration(seconds: float) -> str:
+    """``3.4 s``, ``20 min 34 s``, ``2 h 05 min``."""
+    if seconds < 59.95:  # what would round to 60.0 is a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as dotted names and texts, without what is absent."""
+    found: list[tuple[str, str]] = []
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            found += flat(inner, f"{before}{key}.")
+        elif inner is not None:
+            found.append((f"{before}{key}", pairs(inner)))
+    return found

@@ -1,0 +1,150 @@
+"""Answers sampled from a language model: batched, cached, reproducible sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from transformers import DynamicCache
+
+from stillroom.core import Failure
+from stillroom.models.text import CausalLM, mode
+
+_GOLDEN, _MIX1, _MIX2 = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn. ``temperature`` 0 takes the likeliest."""
+
+    temperature: Annotated[float, Ge(0)] = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    top_k: Annotated[int, Ge(1)] | None = None
+    max_new_tokens: Annotated[int, Ge(1)] = 128
+
+
+def uniform(seed: int, *counters: Tensor | int) -> Tensor:
+    """Uniform numbers in [0, 1), a pure function of seed and counters (they broadcast).
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) over each counter in turn; so one
+    draw does not depend on the batch, the process or the order in which others are made.
+    """
+    state = _mix(torch.tensor(seed, dtype=torch.int64) + _GOLDEN)
+    for counter in counters:
+        state = _mix(state + torch.as_tensor(counter, dtype=torch.int64) * _GOLDEN + _GOLDEN)
+    return _shift(state, 11).double() * 2.0**-53
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
+    """One token a row by the inverse of the cumulative distribution: [B, V], [B] -> [B]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        scaled = scaled.masked_fill(beyond.gather(1, order.argsort(-1)), -torch.inf)
+    heap = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(heap, (u.to(heap) * heap[:, -1])[:, None], right=True)
+    return found.squeeze(1).clamp_max(logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    id: Tensor,
+    n: int = 1,
+    *,
+    seed: int,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """``n`` answers to each prompt, in prompt order; a stop id that came is kept.
+
+    The samples of a prompt share its prefix: it is read once, then its cache is repeated. The
+    number behind (sample ``id``, copy, position) is ``uniform(seed, id, copy, position)``.
+
+    Raises:
+        Failure: a prompt with ``max_new_tokens`` would not fit the model's context.
+    """
+    longest = max(len(p) for p in prompts)
+    if model.context is not None and longest + sampling.max_new_tokens > model.context:
+        raise Failure(
+            f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed "
+            f"the context of {model.context}: shorten the prompts or lower max_new_tokens"
+        )
+    with mode(model, training=False):
+        return _decode(model, prompts, id, n, seed, sampling)
+
+
+def _decode(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    id: Tensor,
+    n: int,
+    seed: int,
+    sampling: Sampling,
+) -> list[list[int]]:
+    device = model.model.device
+    ids, real = _left_padded(prompts, device)
+    positions = (real.long().cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.model.config)
+    logits = model.next_logits(ids, positions, real, cache).repeat_interleave(n, 0)
+    if n > 1:
+        cache.batch_repeat_interleave(n)
+    real = real.repeat_interleave(n, 0)
+    place = positions[:, -1:].repeat_interleave(n, 0)
+    copies = torch.arange(n).repeat(len(prompts))
+    time = torch.arange(sampling.max_new_tokens)
+    keys = id.cpu().repeat_interleave(n)
+    draws = uniform(seed, keys[:, None], copies[:, None], time).to(device)
+    stops = torch.tensor(model.stop_ids, device=device)
+    rows = torch.arange(len(keys), device=device)  # which answer each row of the cache writes
+    drawn = torch.zeros(len(keys), sampling.max_new_tokens, dtype=torch.long, device=device)
+    lengths = torch.full((len(keys),), sampling.max_new_tokens, device=device)
+    alive = torch.ones(len(keys), dtype=torch.bool, device=device)
+    for t in range(sampling.max_new_tokens):
+        token = pick(logits, draws[rows, t], sampling)
+        drawn[rows, t] = token
+        ended = torch.isin(token, stops) & alive
+        lengths[rows[ended]] = t + 1
+        alive &= ~ended
+        if not alive.any() or t + 1 == sampling.max_new_tokens:
+            break
+        if alive.sum() * 2 <= len(rows):  # finished rows cost as much as living ones: drop them
+            kept = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            rows, token, real, place = rows[kept], token[kept], real[kept], place[kept]
+            alive = alive[kept]
+        real = torch.cat([real, real.new_ones(len(rows), 1)], 1)
+        place = place + 1
+        logits = model.next_logits(token[:, None], place, real, cache)
+    return [row[:k] for row, k in zip(drawn.tolist(), lengths.tolist(), strict=True)]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    length = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), length, dtype=torch.long)
+    real = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        ids[i, length - len(prompt) :] = torch.tensor(prompt)
+        real[i, length - len(prompt) :] = True
+    return ids.to(device), real.to(device)

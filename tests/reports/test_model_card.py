@@ -1,0 +1,93 @@
+"""The model card: what the recipe says, and that the rest is unknown."""
+
+import json
+
+import pytest
+import yaml
+
+from stillroom.core import Failure
+from stillroom.reports.card import NO_TERMS, data_rows, front, md, terms, write_card
+
+ROW = {
+    "name": "gad",
+    "paper": {
+        "id": "2511.10643",
+        "authors": "Ye et al., 2025",
+        "title": "Black-Box On-Policy",
+        "url": "https://arxiv.org/abs/2511.10643",
+    },
+}
+
+
+def test_card_says_base_teacher_terms_data_method_cost_and_results(run_path):
+    text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "tags": ["distillation", "stillroom", "gad"],
+    }
+    for line in (
+        "| base student | a new gpt2 (n\\_layer 2) |",
+        "| teacher | big-model through its API |",
+        r"| terms of the teacher | research \| only |",
+        "| method | gad: [Black-Box On-Policy](https://arxiv.org/abs/2511.10643) |",
+        f"| prompts.jsonl | 4,096 | {'ab' * 32} | CC-BY-4.0 |",
+        "| time | 13 min 30 s |",
+        "| tokens, generated | 210,000 |",
+        "| gad | 2.190 | **0.2885** | 38.75 | — |",
+    ):
+        assert line in body.splitlines(), line
+    assert "Not evaluated beyond the table above" in body
+    assert "hunter2" not in text
+
+
+def test_card_lies_with_the_student(arms_path):
+    student = arms_path / "arms" / "gad-cold" / "student"
+    assert write_card(arms_path, student, ROW) == student / "README.md"
+    assert "# bakeoff: gad-cold" in (student / "README.md").read_text(encoding="utf-8")
+
+
+def test_student_of_no_arm(arms_path, tmp_path):
+    with pytest.raises(Failure, match=r"none of the arms .*\(seqkd, gad, gad-cold\)"):
+        write_card(arms_path, tmp_path, ROW)
+
+
+def test_method_without_a_paper(run_path):
+    text = write_card(run_path, run_path / "student", {"name": "own", "paper": None}).read_text()
+    assert "| method | own |" in text
+
+
+def test_terms_are_the_recipes_or_said_to_be_absent():
+    assert terms({"teacher": {"model": "x"}}) == NO_TERMS
+    assert (
+        terms({"teachers": {"a": {"model": "x", "terms": "MIT"}, "b": "hub"}})
+        == f"a: MIT; b: {NO_TERMS}"
+    )
+    assert terms({}) == "no teacher"
+
+
+def test_files_come_from_the_run_or_else_from_the_recipe():
+    recipe = {"data": {"train": "a.jsonl", "validation": "b.jsonl", "test": None}}
+    assert data_rows(recipe, {}) == [("a.jsonl", *"———"), ("b.jsonl", *"———")]
+    counted = {"files": [{"file": "a.jsonl", "rows": 1200, "sha256": "11"}]}
+    assert data_rows(recipe, counted) == [("a.jsonl", "1,200", "11", "—")]
+    assert data_rows({"data": {"world": {"name": "orders"}}}, {}) == [
+        ("made-up world orders", *"———")
+    ]
+
+
+def test_base_model_is_named_when_it_is_a_name_on_a_hub():
+    row = {"name": "kd"}
+    for spec in ("org/small", {"model": "org/small"}, {"cut": {"from": "org/small"}}):
+        assert front({"student": spec}, row)["base_model"] == "org/small"
+    for spec in (None, {"model": "/data/small"}, {"model": None, "lm": {"n_layer": 2}}):
+        assert "base_model" not in front({"student": spec}, row)
+
+
+def test_markdown_in_values_is_shown_not_obeyed(run_path):
+    assert md("<b>|*x*\n[y](z)") == r"\<b\>\|\*x\* \[y\](z)"
+    file = run_path / "table.json"
+    table = json.loads(file.read_text())
+    table["rows"][0]["name"] = "a|b"
+    file.write_text(json.dumps(table))
+    text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
+    assert r"| a\|b | 3.441 |" in text

@@ -293,6 +293,17 @@ def test_an_objective_must_return_one_value_a_row(reduced, as_logits):
         per_row(reduced, student, None, LABELS)
 
 
+def test_several_numbers_a_row_stand_side_by_side(block):
+    student, teacher, _ = world()
+
+    def several(mine, theirs, labels):
+        return torch.stack([forward_kl(mine, theirs), label_logp(mine, labels)], -1)
+
+    found = per_row(several, student, teacher, LABELS)
+    assert found.shape == (N, 2)
+    torch.testing.assert_close(found, several(*dense(student, teacher), LABELS))
+
+
 def test_what_the_objective_holds_receives_its_gradient(block):
     student, teacher, _ = world()
     temperature = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

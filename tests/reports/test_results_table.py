@@ -1,6 +1,7 @@
 """Rounding, dashes and best marks, and the same table in a terminal."""
 
 import io
+import json
 import math
 
 import pytest
@@ -88,3 +89,14 @@ def test_terminal_table_takes_names_as_plain_text(run_path):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table_text(read_folder(run_path)))
     assert r"[red]x[/] \x1b[2J" in console.export_text()
+
+
+def test_many_metrics_stand_below_each_other_and_nothing_is_cut(run_path):
+    names = [f"metric_number_{i}" for i in range(9)]
+    file = run_path / "table.json"
+    rows = [{"name": "start", "values": dict.fromkeys(names, 12.5)}]
+    file.write_text(json.dumps({"rows": rows, "columns": {name: {} for name in names}}))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(table_text(read_folder(run_path)))
+    told = console.export_text()
+    assert all(any(n in line and "12.50" in line for line in told.splitlines()) for n in names)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,9 +31,10 @@ def per_row(
     """One value of ``objective`` a row: a chunked LM-head loss that never holds [N, V] logits.
 
     ``objective(student_logits, teacher_logits, labels, **row_inputs)``: [n, V], [n, V], [n],
-    [n, ...] -> [n] (or [n, k], a few numbers side by side, to measure). It must be row-local and draw no random numbers, since it runs on blocks of
-    rows and again in the backward pass. It may hold several terms; weights, advantages and other
-    factors go in as row inputs ([N, ...] or None), never on top.
+    [n, ...] -> [n] (to measure: [n, k], at most ``MOST_VALUES`` numbers side by side). It must be
+    row-local and draw no random numbers, since it runs on blocks of rows and again in the
+    backward pass. It may hold several terms; weights, advantages and other factors go in as row
+    inputs ([N, ...] or None), never on top.
 
     ``student`` has ``logits`` [N, C] (classes: one call), or ``hidden`` [N, d] and ``head``
     (text): then each block (at most ``MOST_ROWS`` rows and ``BUDGET`` bytes) is turned into
@@ -45,7 +47,7 @@ def per_row(
     vocabularies are the same is checked where tokenizers are compared, not here.
 
     Raises ``Failure`` where the student gives nothing to score, where teacher, labels or a row
-    input have other than N rows, or where the objective does not return one value a row.
+    input have other than N rows, or where the objective returns another shape.
     """
     own, (theirs, their_head) = _source(student), _source(teacher)
     rows, head = own
@@ -74,9 +76,13 @@ def per_row(
     # split, not slices: each slice would send back a gradient of all N rows
     absent = [None] * len(rows.split(size))
     columns = [absent if value is None else value.split(size) for value in given]
-    # No random numbers to preserve. Without gradient, checkpoint merely calls.
-    again = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(block, *cells, **again) for cells in zip(*columns, strict=True)])
+    return torch.cat([_recomputed(block, *cells) for cells in zip(*columns, strict=True)])
+
+
+def _recomputed(block: Callable[..., Tensor], *cells: Tensor | None) -> Tensor:
+    """``block(*cells)``, called anew in the backward pass; without gradient, merely called."""
+    value = checkpoint(block, *cells, use_reentrant=False, preserve_rng_state=False)
+    return cast(Tensor, value)
 
 
 def _source(signals: Signals | None) -> tuple[Tensor | None, Head | None]:

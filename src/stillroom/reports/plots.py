@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -135,7 +136,7 @@ def _svg(name: str, axis: str, drawn: Mapping[str, Series], rings: Mapping[str, 
     }
     with matplotlib.rc_context(settings):
         figure = pages.Figure(figsize=(4.2, 2.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel=visible(axis))
+        axes = figure.add_subplot(xlabel="step", ylabel=textwrap.fill(visible(axis), 28))
         axes.grid(True, linewidth=0.5)
         axes.locator_params(nbins=5)
         for i, (arm, points) in enumerate(drawn.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
+from statistics import median_high
 from typing import Any, TypeGuard
 
 DASH = "—"
@@ -112,7 +112,7 @@ def numbers(values: Sequence[Any]) -> list[str]:
     if all(size == int(size) for size in sizes):
         decimals = 0
     else:
-        decimals = min(6, max(0, 3 - math.floor(math.log10(median_low(sizes)))))
+        decimals = min(6, max(0, 3 - math.floor(math.log10(median_high(sizes)))))
     return [number(value, decimals) for value in values]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from stillroom.catalogue import row
+from stillroom.catalogue import name_of, row
 from stillroom.config.build import Parts, build
 from stillroom.config.recipe import Recipe, make
 from stillroom.config.values import plain
@@ -48,7 +48,7 @@ class Distilled:
         return json.loads((self.folder / "table.json").read_text(encoding="utf-8"))["rows"]
 
 
-def distill(
+def distill(  # noqa: PLR0913 - one noun each
     method: str | Mapping[str, Any] | Method,
     *,
     student: Any,
@@ -98,15 +98,16 @@ def run(
     if recipe.arms:
         top.open(recipe.resolved())
     results: dict[str, Result] = {}
+    suite: Suite | None = None
     for name, arm in arms.items():
         job = build(arm, parts)
+        suite = job.suite
         place = out / "arms" / name if recipe.arms else out
         results[name] = train(job, place, progress=progress)
     if top.main:
-        top.json("table.json", _table(recipe, results, job.suite))
+        top.json("table.json", _table(recipe, results, suite))
         for name, arm in arms.items():
-            method = type(arm.method).__module__.rpartition(".")[2]
-            write_card(out, results[name].folder / "student", row(method))
+            write_card(out, results[name].folder / "student", row(name_of(type(arm.method))))
         write_report(out)
     return Distilled(out, results, out / "report.html")
 
@@ -136,9 +137,7 @@ def _method_words(method: str | Mapping[str, Any] | Method) -> dict[str, Any]:
     if isinstance(method, str):
         return {"name": method}
     if isinstance(method, Method):
-        module = type(method).__module__
-        name = module.rpartition(".")[2] if module.startswith("stillroom.methods.") else module
-        return {"name": name, **plain(method)}
+        return {"name": name_of(type(method)), **plain(method)}
     return dict(method)
 
 

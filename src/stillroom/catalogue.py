@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
+import re
 from collections.abc import Set
 from functools import cache
 from pathlib import Path
@@ -99,10 +101,14 @@ def rows() -> list[dict[str, Any]]:
 
 def row(name: str) -> dict[str, Any]:
     """``name kind family modality needs paper verdict summary`` of one file, read by ``ast``."""
-    if name not in names():
+    room, file = "methods", Path(__file__).parent
+    if name in names():
+        room = names()[name].split(".")[1]
+        file = file / room / f"{name}.py"
+    elif "." in name and (found := importlib.util.find_spec(name)) and found.origin:
+        file = Path(found.origin)
+    else:
         raise LookupError(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
-    room = names()[name].split(".")[1]
-    file = Path(__file__).parent / room / f"{name}.py"
     body = _only_class(ast.parse(file.read_text(encoding="utf-8")), file)
     told = {
         target.id: node.value
@@ -123,6 +129,12 @@ def row(name: str) -> dict[str, Any]:
         "verdict": "untested",
         "summary": (ast.get_docstring(body) or "").split("\n\n")[0].replace("\n", " "),
     }
+
+
+def name_of(cls: type) -> str:
+    """The name that ``load`` finds a class by."""
+    module = cls.__module__
+    return next((name for name, place in names().items() if place == module), module)
 
 
 def fitting(teacher: Set[str], fresh: bool = True) -> list[str]:
@@ -153,4 +165,9 @@ def _paper(node: ast.expr) -> dict[str, str] | None:
     assert isinstance(node, ast.Call)
     words = [ast.literal_eval(a) for a in node.args]
     told = dict(zip(("id", "authors", "title"), words, strict=False))
-    return {**told, "url": f"https://arxiv.org/abs/{told['id']}"}
+    return {**told, "url": paper_url(told["id"])}
+
+
+def paper_url(id: str) -> str:
+    """Where a paper stands: arXiv for ids like ``1503.02531``, else its DOI."""
+    return f"https://arxiv.org/abs/{id}" if re.match(r"\d{4}\.\d", id) else f"https://doi.org/{id}"

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from stillroom.catalogue import paper_url
+
 SMALL_LOGITS = 2**24
 """Elements of a [rows, vocabulary] tensor that ``Signals.logits`` still makes on text."""
 
@@ -154,7 +156,8 @@ class Head:
     soft_cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        out = nn.functional.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        out = nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         if self.scale != 1.0:
             out = out * self.scale
         return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)
@@ -206,7 +209,7 @@ class Paper:
 
     @property
     def url(self) -> str:
-        return f"https://arxiv.org/abs/{self.id}" if self.id[0].isdigit() else self.id
+        return paper_url(self.id)
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,10 @@ class Update:
 class Teacher(Protocol):
     """Anything that says signals about a batch."""
 
-    signals: Set[str]
-    fresh: bool
+    @property
+    def signals(self) -> Set[str]: ...
+    @property
+    def fresh(self) -> bool: ...
 
     def __call__(self, batch: Batch, *, grad: bool = False) -> Signals: ...
 
@@ -324,4 +329,4 @@ class Method:
 
 
 Objective = Callable[..., Tensor]
-"""``objective(student_logits, teacher_logits, labels, **row_inputs)``: [n, V], [n, V], [n] -> [n]."""
+"""``objective(student_logits, teacher_logits, labels, **row_inputs)``; [n, V] twice, [n] -> [n]."""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from stillroom.config.build import build
 from stillroom.config.recipe import Recipe
+from stillroom.core import Failure
 from stillroom.data.text import TextData
 from stillroom.engine.training import Job
 
@@ -44,7 +45,9 @@ def _summary(job: Job) -> str:
 
 def _tokens(console: Console, job: Job) -> None:
     data: Any = job.streams["train"]
-    assert isinstance(data, TextData) and job.suite is not None and job.suite.renderer is not None
+    renderer = job.suite.renderer if job.suite else None
+    if not isinstance(data, TextData) or renderer is None:
+        raise Failure("--show-tokens: these data are no text")
     batch = data.batch(range(min(EXAMPLES, len(data))))
     labels = dict(zip(batch.rows.tolist(), batch.labels.tolist(), strict=True))
     length = batch.ids.shape[1]
@@ -53,9 +56,9 @@ def _tokens(console: Console, job: Job) -> None:
         console.print(f"[bold]sample {int(batch.id[i])}[/bold]")
         for j in range(int(batch.last[i]) + 1):
             row = i * length + j
-            token = job.suite.renderer.tokenizer.decode([int(batch.ids[i, j])])
+            token = renderer.tokenizer.decode([int(batch.ids[i, j])])
             line = Text(f"{row:>6}  {token!r:<24}", style="dim" if row not in labels else "")
             if row in labels:
-                label = job.suite.renderer.tokenizer.decode([labels[row]])
+                label = renderer.tokenizer.decode([labels[row]])
                 line.append(f"→ {label!r} ({labels[row]})", style="green")
             console.print(line)

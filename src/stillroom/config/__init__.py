@@ -1,0 +1,1 @@
+"""Strict YAML to objects; the only room that knows pydantic."""

@@ -43,7 +43,7 @@ class _Texts:
     """Rows by split, where they came from, and the world they were made in."""
 
     rows: dict[str, list[tuple[str, Row]]]
-    pool: list[tuple[str, Row]] = field(default_factory=list)
+    pool: Sequence[tuple[str, Row]] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
     world: Any = None
 
@@ -123,7 +123,9 @@ def _world(recipe: Recipe) -> _Texts:
     except TypeError as error:
         raise Failure(f"data.world: {error}") from error
     rows = world.splits(recipe.run.seed, one_style=bool(one_style))
-    named = {k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()}
+    named: dict[str, list[tuple[str, Row]]] = {
+        k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()
+    }
     return _Texts(named, world=world)
 
 
@@ -235,7 +237,7 @@ def _splits(
         pool, n = kept(texts.pool), told.hold_out
         if len(pool) < 2 * n:
             raise Failure(
-                f"data.hold_out: only {len(pool)} of the {len(texts.pool)} rows set aside are short "
+                f"data.hold_out: only {len(pool)} of {len(texts.pool)} rows set aside are short "
                 f"enough, but {n} are wanted twice: lower it or raise the limits of data"
             )
         examples |= {"validation": pool[:n], "test": pool[n : 2 * n]}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from annotated_types import Ge, Gt
 
-from stillroom.catalogue import load, nearest
+from stillroom.catalogue import load, name_of, nearest
 from stillroom.config.values import checked, plain
 from stillroom.core import Failure, Method
 from stillroom.engine.settings import Eval, RunOptions, Train
@@ -105,7 +105,7 @@ class Recipe:
         """Everything with its defaults, as plain values."""
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}
         arms = {name: arm.resolved() for name, arm in self.arms.items()}
-        method = {"name": type(self.method).__module__.rpartition(".")[2], **plain(self.method)}
+        method = {"name": name_of(type(self.method)), **plain(self.method)}
         told = {"name": self.name, "about": self.about, "method": method, **sections}
         return {**told, "arms": arms} if arms else told
 

@@ -1,0 +1,1 @@
+"""Rows and examples to batches; streams; made-up worlds."""

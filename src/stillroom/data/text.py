@@ -123,9 +123,9 @@ class Renderer:
 
     def encode(self, prompt: str) -> list[int]:
         """A plain prompt as tokens, with the BOS that the tokenizer asks for."""
-        bos = self.tokenizer.bos_token_id
-        adds = bos is not None and self.tokenizer("").input_ids[:1] == [bos]
-        return ([bos] if adds else []) + self._ids(prompt)
+        bos: int | None = self.tokenizer.bos_token_id
+        adds = self.tokenizer("").input_ids[:1] == [bos]
+        return [bos, *self._ids(prompt)] if bos is not None and adds else self._ids(prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

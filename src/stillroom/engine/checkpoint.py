@@ -46,6 +46,7 @@ def saved(folder: Path) -> list[Path]:
 
 
 def step_of(place: Path) -> int:
+    """The step after which a checkpoint was saved."""
     return int(place.name.removeprefix("step-"))
 
 
@@ -87,6 +88,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random(state: dict[str, Tensor]) -> None:
+    """Sets torch's generators as ``random_state`` found them."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

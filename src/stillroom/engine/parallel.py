@@ -22,7 +22,7 @@ class Processes:
     def __init__(self) -> None:
         state = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.world = state.process_index, state.num_processes
-        self.device: torch.device = state.device
+        self.device = torch.device(state.device or "cpu")
 
     @property
     def main(self) -> bool:
@@ -98,7 +98,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(shares)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()
         dist.all_reduce(grad)
         return grad[dist.get_rank() * ctx.size :][: ctx.size]

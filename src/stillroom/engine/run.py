@@ -14,9 +14,9 @@ from stillroom.catalogue import closure, fitting
 from stillroom.core import Batch, Failure, Method, Signals, Teacher
 from stillroom.data.streams import Stream
 from stillroom.data.text import collate, prompts_of
+from stillroom.engine.job import Job
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
-from stillroom.engine.settings import Train
 from stillroom.models.text import mode
 from stillroom.rollouts.sampling import Sampling, sample, uniform
 
@@ -59,24 +59,14 @@ class Run:
     """The engine's side of ``core.Run``."""
 
     def __init__(
-        self,
-        method: Method,
-        players: Players,
-        teachers: Mapping[str, Teacher],
-        streams: Mapping[str, Stream],
-        processes: Processes,
-        train: Train,
-        *,
-        seed: int,
-        sampling: Sampling,
-        pad_id: int = 0,
+        self, job: Job, players: Players, streams: Mapping[str, Stream], processes: Processes
     ) -> None:
-        self.method, self.all, self.teachers = method, players, teachers
+        self.method, self.all, self.teachers = job.method, players, job.teachers
         self.players: Mapping[str, nn.Module] = players.networks
-        self.streams, self.processes, self.train = streams, processes, train
-        self.seed, self.sampling, self.pad_id = seed, sampling, pad_id
-        self.step, self.steps, self.epoch = 0, train.steps, 0
-        self.epochs = train.steps * train.batch / len(streams["train"].data) if streams else 0.0
+        self.streams, self.processes, self.train = streams, processes, job.train
+        self.seed, self.sampling, self.pad_id = job.run.seed, job.sampling, job.pad_id
+        self.step, self.steps, self.epoch = 0, job.train.steps, 0
+        self.epochs = job.train.steps * job.train.batch / len(streams["train"].data)
         self.clock = Clock()
         self.tokens = {"trained": 0, "generated": 0}
         self.notes: list[str] = []
@@ -178,7 +168,7 @@ def _joined(parts: list[Any]) -> Any:
         return first
     if isinstance(first, Tensor):
         return torch.cat(parts)
-    if isinstance(first, Mapping):
+    if isinstance(first, dict):
         return type(first)({name: _joined([p[name] for p in parts]) for name in first})
     return first
 

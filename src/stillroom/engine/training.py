@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stillroom.core import Failure, Method, Setup, Teacher
-from stillroom.data.streams import Data, Stream
+from stillroom.core import Failure, Setup
+from stillroom.data.streams import Stream
 from stillroom.engine import checkpoint
+from stillroom.engine.job import Job
 from stillroom.engine.loop import iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.record import Record
 from stillroom.engine.run import Run, check_needs
-from stillroom.engine.settings import Eval, RunOptions, Train
-from stillroom.evaluation.suite import Suite
-from stillroom.rollouts.sampling import Sampling
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that one run needs, built and checked."""
-
-    method: Method
-    student: Any
-    teachers: Mapping[str, Teacher]
-    streams: Mapping[str, Data]
-    train: Train
-    eval: Eval = field(default_factory=Eval)
-    run: RunOptions = field(default_factory=RunOptions)
-    sampling: Sampling = field(default_factory=Sampling)
-    suite: Suite | None = None
-    pad_id: int = 0
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    ledger: Mapping[str, Any] = field(default_factory=dict)
-    """Which data were read and which rows left out."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +70,7 @@ class _Training:
         }
         torch.manual_seed(job.run.seed)
         players = Players(self._networks(), job.train, processes)
-        self.run = Run(
-            job.method,
-            players,
-            job.teachers,
-            self.streams,
-            processes,
-            job.train,
-            seed=job.run.seed,
-            sampling=job.sampling,
-            pad_id=job.pad_id,
-        )
+        self.run = Run(job, players, self.streams, processes)
         torch.manual_seed(job.run.seed + processes.rank)
         self.start: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
@@ -277,7 +246,7 @@ class _Training:
             task = bar.add_task(str(name), total=self.run.steps, completed=self.run.step, says="")
 
             def tick(log: Mapping[str, float]) -> None:
-                loss = next((v for k, v in reversed(log.items()) if k.startswith("loss/")), 0.0)
+                loss = [0.0, *(v for k, v in log.items() if k.startswith("loss/"))][-1]
                 rate = self.run.tokens["trained"] / max(self.spent["seconds"], 1e-9)
                 bar.update(task, advance=1, says=f"loss {loss:.4f}  {rate:,.0f} tokens/s")
 

@@ -13,8 +13,10 @@ COLUMNS = {
 
 
 def measure(view: View) -> dict[str, float]:
-    """Pairs won by the teacher's answer over the student's to the same prompt (a tie is half),
-    and the mean difference of their scores. Nothing for methods without a critic."""
+    """Pairs that the teacher's answer wins over the student's, and the mean gap of their scores.
+
+    Both answer the same prompt; a tie counts a half. Nothing for methods without a critic.
+    """
     if "critic" not in view.players:
         return {}
     critic = view.players["critic"]

@@ -19,8 +19,10 @@ _GRAM = 4
 
 
 def measure(view: View) -> dict[str, float]:
-    """Numbers of one sampled answer a prompt. They are to be compared with the teacher's row:
-    neither more nor less is better of itself."""
+    """Numbers of one sampled answer a prompt, to be held against the teacher's row.
+
+    Neither more nor less is better of itself.
+    """
     return _describe(view.answers(), set(view.student.stop_ids))
 
 

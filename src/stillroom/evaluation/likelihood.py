@@ -19,8 +19,10 @@ COLUMNS = {
 
 
 def measure(view: View) -> dict[str, float]:
-    """Mean negative log-likelihood (nats a supervised token), its exponential, and how often the
-    likeliest token is the teacher's, each after the teacher's own prefix."""
+    """Mean negative log-likelihood of the teacher's text, its exponential, top-1 accuracy.
+
+    In nats a supervised token, each token after the teacher's own prefix.
+    """
     said = [per_row(_both, view.student(batch), None, batch.labels) for batch in view.batches()]
     nll = -mean([s[:, 0] for s in said])
     return {

@@ -16,10 +16,10 @@ from stillroom.data.marked_orders import (
     FIRST_MARKER,
     LENGTH,
     MARKER_PLACES,
+    PAD,
     STYLES,
     WORD_PLACES,
     MarkedOrders,
-    PAD,
     encode,
 )
 from stillroom.data.text import collate

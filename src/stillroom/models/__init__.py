@@ -1,0 +1,1 @@
+"""Networks made to say signals about a batch."""

@@ -189,7 +189,8 @@ def _width(config: Any) -> int:
 
 
 def _head(model: PreTrainedModel) -> Head:
-    config, out = model.config.get_text_config(), model.get_output_embeddings()
+    config: Any = model.config.get_text_config()
+    out: Any = model.get_output_embeddings()
     divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
     scale = 1.0 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)

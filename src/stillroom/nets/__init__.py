@@ -1,0 +1,1 @@
+"""Small modules that a method lends to the engine."""

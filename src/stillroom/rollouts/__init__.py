@@ -1,0 +1,1 @@
+"""Answers sampled from a player."""

@@ -1,0 +1,1 @@
+"""What a teacher can say, and how it is asked."""

@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -8,3 +9,11 @@ torch.set_num_threads(1)
 
 settings.register_profile("stillroom", deadline=None, max_examples=20)
 settings.load_profile("stillroom")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-write",
+        action="store_true",
+        help="write tests/golden/*.json anew from this run (tests/contracts/test_golden.py)",
+    )

@@ -94,7 +94,8 @@ def run(
 ) -> Distilled:
     """Runs a recipe, its arms one after the other, and writes table, model cards and report."""
     arms = dict(recipe.arms) or {recipe.name: recipe}
-    top = Record(out, main=Processes().main)
+    processes = Processes()
+    top = Record(out, main=processes.main)
     if recipe.arms:
         top.open(recipe.resolved())
     results: dict[str, Result] = {}
@@ -109,6 +110,7 @@ def run(
         for name, arm in arms.items():
             write_card(out, results[name].folder / "student", row(name_of(type(arm.method))))
         write_report(out)
+    processes.wait()  # the others may read what the main one wrote
     return Distilled(out, results, out / "report.html")
 
 

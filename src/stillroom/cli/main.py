@@ -42,10 +42,13 @@ def run(
     _quiet()
     from stillroom import api
     from stillroom.config.recipe import read
+    from stillroom.engine.parallel import Processes
 
     told = read(recipe, changes or [], tiny=tiny)
     folder = out or Path("runs") / (f"{told.name}-tiny" if tiny else told.name)
     done = api.run(told, folder, progress=sys.stderr.isatty() or "CI" not in os.environ)
+    if not Processes().main:
+        return
     if not any(result.fresh for result in done.results.values()):
         typer.echo(f"{folder} holds this run already, finished.")
     _show_table(folder)

@@ -36,8 +36,13 @@ def read_jsonl(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise Failure(f"{path}: there is no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     rows: list[Row] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # not splitlines(): a string of JSON may hold U+2028 and other breaks that end no line
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             raise Failure(f"{where}: the line is empty; each line must be one JSON object")
@@ -55,11 +60,11 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
-def columns(templates: Mapping[str, str]) -> Callable[[Row], Row]:
-    """A function that gives a row the columns that Jinja templates make from its others.
+def columns(templates: Mapping[str, str]) -> Callable[..., Row]:
+    """``fill(row, where="row")``: a row with the columns that Jinja templates make from its others.
 
     Raises:
-        Failure: a template is malformed, or names a column that the row lacks.
+        Failure: a template is malformed, or cannot be filled from the row at ``where``.
     """
     jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
     try:
@@ -67,11 +72,11 @@ def columns(templates: Mapping[str, str]) -> Callable[[Row], Row]:
     except TemplateError as error:
         raise Failure(f"data.columns: {error}") from error
 
-    def fill(row: Row) -> Row:
+    def fill(row: Row, where: str = "row") -> Row:
         try:
-            new = {name: template.render(**row) for name, template in made.items()}
-        except TemplateError as error:
-            raise Failure(f"data.columns: {error}; the row has {sorted(row)}") from error
+            new = {name: template.render(dict(row)) for name, template in made.items()}
+        except Exception as error:  # a template may raise anything that Python code may
+            raise Failure(f"{where}: data.columns: {error}; the row has {sorted(row)}") from error
         return {**{k: v for k, v in row.items() if k != "messages" or not new}, **new}
 
     return fill
@@ -102,7 +107,7 @@ class Renderer:
 
     def example(self, row: Row, where: str = "row") -> Example:
         """Raises Failure, naming ``where``, when a column is missing or nothing is supervised."""
-        row = self.columns(row)
+        row = self.columns(row, where)
         if "messages" in row:
             return self._chat(row["messages"], where)
         for column in ("prompt", "completion"):
@@ -117,9 +122,9 @@ class Renderer:
         if not prompt:
             raise Failure(f"{where}: the prompt has no token; write something or add a BOS")
         completion = self._ids(row["completion"])
-        return Example(
-            row["prompt"], row["completion"], tuple(prompt), (*completion, self.stop_ids[0])
-        )
+        if completion[-1:] != [self.stop_ids[0]]:  # some files spell the end of text out
+            completion = [*completion, self.stop_ids[0]]
+        return Example(row["prompt"], row["completion"], tuple(prompt), tuple(completion))
 
     def encode(self, prompt: str) -> list[int]:
         """A plain prompt as tokens, with the BOS that the tokenizer asks for."""
@@ -134,15 +139,19 @@ class Renderer:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _chat(self, messages: Any, where: str) -> Example:
-        if not (
-            isinstance(messages, list) and messages and messages[-1].get("role") == "assistant"
-        ):
+        answer = _last_answer(messages)
+        if answer is None:
             raise Failure(f"{where}: messages must be a list whose last turn is the assistant's")
+        if not answer:
+            raise Failure(f"{where}: the last answer is empty, so no token is supervised")
         if self.tokenizer.chat_template is None:
             raise Failure(f"{where}: the tokenizer has no chat template; use prompt/completion")
         render = self.tokenizer.apply_chat_template
-        told = render(messages[:-1], tokenize=False, add_generation_prompt=True)
-        whole = render(messages, tokenize=False)
+        try:
+            told = render(messages[:-1], tokenize=False, add_generation_prompt=True)
+            whole = render(messages, tokenize=False)
+        except Exception as error:  # templates refuse what they were not made for in many ways
+            raise Failure(f"{where}: the chat template refuses the messages: {error}") from error
         if not whole.startswith(told):
             raise Failure(
                 f"{where}: the chat template changes earlier turns; use prompt/completion"
@@ -150,10 +159,16 @@ class Renderer:
         prompt, completion = self._ids(told), self._ids(whole[len(told) :])
         ends = [i for i, token in enumerate(completion) if token in self.stop_ids]
         completion = completion[: ends[-1] + 1] if ends else [*completion, self.stop_ids[0]]
-        answer = messages[-1]["content"]
-        if not answer:
-            raise Failure(f"{where}: the last answer is empty, so no token is supervised")
         return Example(told, answer, tuple(prompt), tuple(completion))
+
+
+def _last_answer(messages: Any) -> str | None:
+    """What the assistant says in the last turn; None where messages are no such list."""
+    turns = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
+    if not turns or messages[-1].get("role") != "assistant":
+        return None
+    answer = messages[-1].get("content")
+    return answer if isinstance(answer, str) else None
 
 
 class TextData:

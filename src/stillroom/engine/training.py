@@ -113,15 +113,24 @@ class _Training:
 
     def _step(self) -> dict[str, float]:
         run, begun, cpu = self.run, time.perf_counter(), time.process_time()
-        run.epoch = self.streams["train"].epoch
+        run.epoch, before = self.streams["train"].epoch, dict(run.tokens)
         with run.clock("train"):
             log = iterate(run, run.next("train"))
         log |= {f"time/{kind}": seconds for kind, seconds in run.clock.take().items()}
         run.step += 1
         self.record.line("metrics.jsonl", {"step": run.step, **log})
+        self._count(before, time.process_time() - cpu)
         self.spent["seconds"] += time.perf_counter() - begun
-        self.spent["cpu_seconds"] += time.process_time() - cpu
         return log
+
+    def _count(self, before: Mapping[str, int], cpu_seconds: float) -> None:
+        """Adds what all processes spent in this step; each knows of its own alone."""
+        run = self.run
+        own = [cpu_seconds, *(run.tokens[kind] - before[kind] for kind in before)]
+        device = self.processes.device
+        total = self.processes.total(torch.tensor(own, dtype=torch.float64, device=device))
+        self.spent["cpu_seconds"] += float(total[0])
+        run.tokens = {k: n + int(new) for (k, n), new in zip(before.items(), total[1:], strict=True)}
 
     def _due(self) -> bool:
         every = self.job.eval.every

@@ -52,7 +52,7 @@ class GAD(Method):
             the student.
         critic_loss: the ablation ``cross-entropy`` judges each text for itself.
         critic_frozen: the ablation whose critic stops learning when the adversarial stage begins.
-        prompts: of each batch, how many are sampled from; none takes all.
+        prompts: of each batch (over all processes), how many are sampled from; none takes all.
         sample_temperature: of the samples.
         clip: how far the probability ratio may leave 1.
         kl_weight: weight of the k3 estimate of KL(student || start of the stage).
@@ -92,7 +92,7 @@ class GAD(Method):
                 run.players["reference"].load_state_dict(run.players["student"].state_dict())
         if not (stage.critic or stage.adversarial):
             return batch
-        duel = batch.part(0, min(self.prompts or batch.size, batch.size))
+        duel = batch.part(0, self._asked(run, batch))
         samples = run.rollout(duel, self.group, temperature=self.sample_temperature)
         theirs = run.ask("critic", duel).repeat_interleave(self.group)
         own = run.ask("critic", samples)
@@ -100,6 +100,13 @@ class GAD(Method):
         if stage.adversarial:
             samples = self._rewarded(run, samples, own)
         return batch.add(duel=duel.add(samples=samples))
+
+    def _asked(self, run: Run, batch: Batch) -> int:
+        """How many prompts of this process's share are sampled from."""
+        if self.prompts is None:
+            return batch.size
+        everywhere = len(run.gather(batch.id))
+        return min(batch.size, -(-self.prompts * batch.size // everywhere))
 
     def _rewarded(self, run: Run, samples: Batch, reward: Tensor) -> Batch:
         said = per_row(_logp_and_entropy, run.student(samples), None, samples.labels)
@@ -146,14 +153,14 @@ class GAD(Method):
 
     def _watch(self, run: Run, duel: Batch, samples: Batch, theirs: Tensor, own: Tensor) -> None:
         """Logs whether the critic judges more than length and the end of the answer."""
-        length = duel.last - duel.prompt + 1.0
-        longer = length.repeat_interleave(self.group) - (samples.last - samples.prompt + 1.0)
+        length = _length(samples)
+        longer = _length(duel).repeat_interleave(self.group) - length
         wins, by_length = _won(theirs - own), _won(longer)
         by_end = _won(1.0 - samples.ended.to(longer))
         seen = {
             "critic_accuracy": wins,
             "score_gap": theirs - own,
-            "length": samples.last - samples.prompt + 1.0,
+            "length": length,
             "eos_rate": samples.ended,
             "length_accuracy": by_length,
             "eos_accuracy": by_end,
@@ -182,6 +189,11 @@ class _Stage:
         self.critic = joined or (self.adversarial and not method.critic_frozen)
         waits = joined and run.step < joins + method.head_start
         self.imitates = run.step < warm and not waits
+
+
+def _length(batch: Batch) -> Tensor:
+    """Tokens of each answer, on whichever side the padding is."""
+    return (batch.real.sum(1) - batch.prompt).double()
 
 
 def _won(gap: Tensor) -> Tensor:

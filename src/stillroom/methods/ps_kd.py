@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Term, Update
+from stillroom.models.text import mode
 from stillroom.nets.bank import Bank
 
 
@@ -40,7 +41,8 @@ class PSKD(Method):
     alpha: Annotated[float, Ge(0), Le(1)] = 0.8
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
-        with torch.no_grad():
+        # eval mode: one example tells the width, and must not enter the statistics of a batch norm
+        with torch.no_grad(), mode(setup.student, training=False):
             logits = setup.student(setup.batch.part(0, 1)).logits
         return {"before": Bank(setup.samples, logits.shape[-1], dtype=logits.dtype)}
 

@@ -22,6 +22,9 @@ class RKD(FeatureMethod):
     mu is the mean of a model's positive distances in the batch; both embeddings may have any
     width (section 3.2).
 
+    Differences: the paper sums over pairs and triplets, here the mean is taken, as in the authors'
+    code, so weights do not depend on the size of the batch.
+
     Args:
         distance_weight: w_d.
         angle_weight: w_a; the paper's ratio to w_d is 2 to 1.

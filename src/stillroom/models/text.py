@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
 
+from stillroom.catalogue import nearest
 from stillroom.core import Batch, Failure, Head, Signals
 from stillroom.models import windowed
+from stillroom.models.heads import head_of, mode, probe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-__all__ = ["Body", "CausalLM", "windowed"]
+__all__ = ["Body", "CausalLM", "mode", "windowed"]
 
 
 class Body(nn.Module):
@@ -41,10 +43,10 @@ class Body(nn.Module):
 class CausalLM(nn.Module):
     """A Hugging Face causal LM: hidden states at the rows that count, and its head.
 
-    At construction a probe compares ``head.logits(hidden)`` with the model's own logits, with
-    states scaled up until the logits are as large as those of trained models, so that a soft-cap
-    or a scale cannot hide. Where they differ the model is called whole and ``hidden`` is not
-    offered.
+    At construction a probe compares ``hidden`` with what the model's head reads, and
+    ``head.logits`` with the model's own logits of states scaled up until these are as large as
+    those of trained models, so that a soft-cap cannot hide. Where either differs the model is
+    called whole and ``hidden`` is not offered.
 
     Args:
         model: any causal LM of ``transformers``.
@@ -55,7 +57,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.stop_ids = tuple(stop_ids) if stop_ids is not None else _stop_ids(model)
-        self.head_known = _probe(model)
+        self.head_known = probe(model)
         self.signals = frozenset({"hidden" if self.head_known else "logits", "text", "weights"})
 
     @property
@@ -65,7 +67,7 @@ class CausalLM(nn.Module):
 
     @property
     def head(self) -> Head:
-        return _head(self.model)
+        return head_of(self.model)
 
     def forward(self, batch: Batch) -> Signals:
         inputs = {
@@ -95,21 +97,31 @@ class CausalLM(nn.Module):
     def body(self, **changes: Any) -> Body:
         """A copy of the trunk; with ``changes`` of the config, a fresh one of another size.
 
+        Lists with an entry a layer (which layers slide a window) repeat for further layers.
+
         Raises:
-            Failure: a change names nothing in the config.
+            Failure: a change names nothing in the config, or makes sizes that do not fit.
         """
-        trunk = self.model.base_model
+        trunk: Any = self.model.base_model
         if not changes:
-            return Body(copy.deepcopy(trunk), _width(self.model.config))
-        config = copy.deepcopy(self.model.config)
+            return Body(copy.deepcopy(trunk), _width(trunk.config))
+        config = copy.deepcopy(trunk.config)
+        if unknown := sorted(set(changes) - _entries(config)):
+            raise Failure(
+                f"critic: {type(config).__name__} has no {', '.join(unknown)}; "
+                f"it has {sorted(config.to_dict())}"
+            )
+        layers = getattr(config, "num_hidden_layers", 0)
         for name, value in changes.items():
-            if not hasattr(config, name):
-                raise Failure(
-                    f"critic.{name}: {type(config).__name__} has no such entry; "
-                    f"it has {sorted(config.to_dict())}"
-                )
             setattr(config, name, value)
-        fresh = type(trunk)(config).to(self.model.device, self.model.dtype)
+        for name, value in config.to_dict().items():
+            if "layer" in name and isinstance(value, list) and len(value) == layers:
+                repeated = [value[i % layers] for i in range(config.num_hidden_layers)]
+                setattr(config, name, repeated)
+        attention = config._attn_implementation
+        with _sizes_of("critic"):  # a config checks its values when it is made, not when changed
+            config = type(config).from_dict(config.to_dict(), attn_implementation=attention)
+            fresh = type(trunk)(config).to(self.model.device, self.model.dtype)
         return Body(fresh, _width(config))
 
     def save(self, folder: Path) -> None:
@@ -131,6 +143,8 @@ def load(
     trust_remote_code: bool = False,
 ) -> CausalLM:
     """A causal LM by hub name or folder. Options go to ``from_pretrained`` as they are."""
+    if dtype not in DTYPES:
+        raise Failure(f"dtype: there is no {dtype!r}{nearest(dtype, list(DTYPES))}; {[*DTYPES]}")
     options = {"revision": revision, "device_map": device_map}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -146,34 +160,31 @@ def load(
 
 def build(model_type: str, vocab_size: int, eos_token_id: int, pad_token_id: int, **sizes: Any):
     """A causal LM with fresh weights from a config: ``llama`` with ``hidden_size`` and so on."""
-    try:
-        config = AutoConfig.for_model(
-            model_type,
-            vocab_size=vocab_size,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            bos_token_id=None,
-            **sizes,
-        )
-    except ValueError as error:
-        raise Failure(
-            f"student.lm.model_type: {model_type!r} is unknown to transformers"
-        ) from error
-    if unknown := [k for k in sizes if k not in type(config)().to_dict()]:
-        raise Failure(f"student.lm: {type(config).__name__} has no {', '.join(unknown)}")
-    return CausalLM(AutoModelForCausalLM.from_config(config))
+    if model_type not in CONFIG_MAPPING:
+        near = nearest(model_type, list(CONFIG_MAPPING))
+        raise Failure(f"student.lm.model_type: {model_type!r} is unknown to transformers{near}")
+    kind: Any = CONFIG_MAPPING[model_type]
+    if unknown := sorted(set(sizes) - _entries(kind())):
+        raise Failure(f"student.lm: {kind.__name__} has no {', '.join(unknown)}")
+    words = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id, "bos_token_id": None}
+    with _sizes_of("student.lm"):
+        config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **words, **sizes)
+        model = AutoModelForCausalLM.from_config(config)
+    return CausalLM(model)
+
+
+def _entries(config: Any) -> set[str]:
+    """Names that a config knows, those that it maps to its own included."""
+    return {*config.to_dict(), *config.attribute_map}
 
 
 @contextmanager
-def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while; every submodule gets its own flag back."""
-    flags = [(module, module.training) for module in network.modules()]
-    network.train(training)
+def _sizes_of(field: str) -> Iterator[None]:
+    """What an architecture says of impossible sizes, whatever kind of error it is, as a Failure."""
     try:
         yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    except Exception as error:
+        raise Failure(f"{field}: these sizes make no model: {error}") from error
 
 
 def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
@@ -186,44 +197,3 @@ def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 def _width(config: Any) -> int:
     return config.get_text_config().hidden_size
-
-
-def _head(model: PreTrainedModel) -> Head:
-    config: Any = model.config.get_text_config()
-    out: Any = model.get_output_embeddings()
-    divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
-    scale = 1.0 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0
-    cap = getattr(config, "final_logit_softcapping", None)
-    return Head(out.weight, getattr(out, "bias", None), scale=float(scale), soft_cap=cap)
-
-
-@torch.no_grad()
-def _probe(model: PreTrainedModel) -> bool:
-    """Whether the head is the matrix, bias, scale and soft-cap that the config tells of."""
-    out = model.get_output_embeddings()
-    if out is None or type(out) is not nn.Linear or model.base_model is model:
-        return False
-    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    inputs = {"input_ids": ids, "position_ids": torch.arange(8, device=model.device)[None]}
-    seen: list[Tensor] = []
-
-    def enlarge(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        size = nn.functional.linear(args[0], out.weight, out.bias).abs().max().clamp_min(1e-6)
-        seen.append(args[0] * (60.0 / size))
-        return (seen[-1],)
-
-    with mode(model, training=False):
-        plain = model.base_model(**inputs, use_cache=False).last_hidden_state
-        handle = out.register_forward_pre_hook(enlarge)
-        try:
-            logits = model(**inputs, use_cache=False).logits
-        finally:
-            handle.remove()
-    if len(seen) != 1 or seen[0].shape != plain.shape:
-        return False
-    loose = 1e-4 if plain.dtype in (torch.float32, torch.float64) else 3e-2
-    direction = nn.functional.cosine_similarity(plain.float(), seen[0].float(), dim=-1)
-    mine = _head(model).logits(seen[0])
-    return bool((direction > 1 - loose).all()) and torch.allclose(
-        mine.float(), logits.float(), rtol=loose, atol=loose * 60
-    )

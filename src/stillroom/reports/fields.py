@@ -24,7 +24,9 @@ def described(cls: type) -> list[dict[str, Any]]:
     ``range`` is empty without bounds; ``default`` is None where a value is required.
     """
     hints = get_type_hints(cls, include_extras=True)
-    told = read_docstring(inspect.getdoc(cls) or "")[2]
+    told: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # a field is described where it is declared
+        told |= read_docstring(inspect.cleandoc(base.__doc__ or ""))[2]
     return [
         {
             "name": field.name,

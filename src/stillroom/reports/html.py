@@ -57,16 +57,16 @@ def render(folder: RunFolder) -> str:
 
 
 def sentence(folder: RunFolder) -> str:
-    """What learned from what, how, on which data; arms that differ are told one after another."""
-    arms = folder.arms.values()
-    recipes = [{**folder.recipe, **arm.recipe} for arm in arms]
+    """What learned from what, how, on which data, by the last arm; methods of all arms."""
+    arms = list(folder.arms.values())
+    recipe = {**folder.recipe, **arms[-1].recipe}
     told = {
-        "Student": [words.student(recipe.get("student")) for recipe in recipes],
-        "Teacher": [words.teachers(recipe) for recipe in recipes],
-        "Method": [arm.method for arm in arms],
-        "Data": [words.data(r, arm.ledger) for r, arm in zip(recipes, arms, strict=True)],
+        "Student": words.student(recipe.get("student")),
+        "Teacher": words.teachers(recipe),
+        "Method": " / ".join(dict.fromkeys(arm.method for arm in arms)),
+        "Data": words.data(recipe, arms[-1].ledger),
     }
-    return " ".join(f"{noun}: {' / '.join(dict.fromkeys(says))}." for noun, says in told.items())
+    return " ".join(f"{noun}: {says}." for noun, says in told.items())
 
 
 def _curves(folder: RunFolder) -> tuple[plots.Curves | None, str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 DASH = "—"
 ARROWS = {"lower": "↓", "higher": "↑"}
-LEGEND = "best student of its column; a teacher is not ranked"
+LEGEND = "best student by this number; a teacher is not ranked"
 
 
 @dataclass(frozen=True)

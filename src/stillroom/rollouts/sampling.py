@@ -59,7 +59,7 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
     if sampling.top_p < 1:
-        ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True)
+        ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
         scaled = scaled.masked_fill(beyond.gather(1, order.argsort(-1)), -torch.inf)
     heap = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)

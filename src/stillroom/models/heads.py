@@ -1,0 +1,73 @@
+"""The LM head of a Hugging Face model as a formula, and the probe that says whether it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stillroom.core import Head
+
+
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; every submodule gets its own flag back."""
+    flags = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """What the config tells of the output layer: weight, bias, scale, soft-cap."""
+    config: Any = model.config.get_text_config()
+    out: Any = model.get_output_embeddings()
+    divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
+    scale = 1.0 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(out.weight, getattr(out, "bias", None), scale=float(scale), soft_cap=cap)
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel) -> bool:
+    """Whether the head is the matrix, bias, scale and soft-cap that the config tells of."""
+    out = model.get_output_embeddings()
+    if out is None or type(out) is not nn.Linear or model.base_model is model:
+        return False
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    inputs = {"input_ids": ids, "position_ids": torch.arange(8, device=model.device)[None]}
+    read: list[Tensor] = []
+    large: list[Tensor] = []
+
+    def enlarge(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        size = nn.functional.linear(args[0], out.weight, out.bias).abs().max().clamp_min(1e-6)
+        read.append(args[0])
+        large.append(args[0] * (60.0 / size))
+        return (large[-1],)
+
+    with mode(model, training=False):
+        plain = model.base_model(**inputs, use_cache=False).last_hidden_state
+        handle = out.register_forward_pre_hook(enlarge)
+        try:
+            logits = model(**inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+    if len(read) != 1 or read[0].shape != plain.shape:
+        return False
+    loose = 1e-4 if plain.dtype in (torch.float32, torch.float64) else 3e-2
+    mine = head_of(model).logits(large[0])
+    return _close(plain, read[0], loose) and _close(mine, logits, loose)
+
+
+def _close(mine: Tensor, theirs: Tensor, loose: float) -> bool:
+    """Whether two tensors agree to ``loose`` of the largest entry."""
+    return torch.allclose(
+        mine.float(), theirs.float(), rtol=loose, atol=loose * float(theirs.abs().max())
+    )

@@ -1,0 +1,236 @@
+"""Tiny worlds that every contract runs in: a text world of 11 tokens and 3 classes of points.
+
+``world_for`` picks by the literals of a method, ``job`` makes a whole run of it, ``steps`` takes
+the steps through the engine's own front door and reads what they left in the run folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom import catalogue
+from stillroom.core import Batch, Method, Teacher
+from stillroom.data.items import ItemData
+from stillroom.data.streams import Data
+from stillroom.data.text import Example, TextData
+from stillroom.engine import checkpoint
+from stillroom.engine.record import Record
+from stillroom.engine.settings import Eval, RunOptions, Train
+from stillroom.engine.training import Job, train
+from stillroom.evaluation.suite import Suite
+from stillroom.models import text
+from stillroom.models.classes import Classifier
+from stillroom.rollouts.sampling import Sampling
+from stillroom.teachers.local import Local
+from stillroom.teachers.recorded import Recorded
+
+PAD, EOS, VOCABULARY = 0, 1, 11
+EXAMPLES = 8
+LENGTHS = [(1, 3), (4, 1), (2, 5), (3, 2), (1, 1), (4, 4), (2, 1), (3, 3)]
+"""Tokens of prompt and answer (before its end) of each example: no two rows of a batch alike."""
+METRICS = {"text": ("likelihood", "generation", "critic"), "classes": ("accuracy",)}
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Networks and data with numbers of their own, the same at every call.
+
+    ``exact``: float64, and networks that compute in nothing less and draw no random numbers.
+    Otherwise float32 with dropout, so that a stray draw shows. ``change`` is done to each batch.
+    """
+
+    kind: str
+    exact: bool = False
+    change: Callable[[Batch], Batch] = lambda batch: batch
+
+    def student(self) -> Any:
+        return self._network(seed=1, width=8)
+
+    def teacher(self, method: Method) -> Teacher:
+        """Recorded where its text is enough, as users have it; else a wider network."""
+        if method.needs.teacher <= {"text"}:
+            return Recorded()
+        return Local(self._network(seed=2, width=12))
+
+    def _network(self, *, seed: int, width: int) -> Any:
+        make = _language_model if self.kind == "text" else _classifier
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = make(width, self.exact)
+            return network.double() if self.exact else network
+
+    def data(self, stream: str = "train") -> Data:
+        seed = sum(map(ord, stream))
+        made = _texts(seed) if self.kind == "text" else _points(seed, self.exact)
+        return Changed(made, self.change)
+
+
+def _language_model(width: int, exact: bool) -> Any:
+    sizes = {**SIZES, "hidden_size": width, "intermediate_size": 2 * width}
+    if exact:  # of a llama the norms and the rotation run in float32 whatever its dtype
+        return text.build("windowed", VOCABULARY, EOS, PAD, **sizes)
+    return text.build("llama", VOCABULARY, EOS, PAD, **sizes, attention_dropout=0.1)
+
+
+def _classifier(width: int, exact: bool) -> Classifier:
+    inner = [nn.Identity()] if exact else [nn.Dropout(0.1), nn.BatchNorm1d(width)]
+    return Classifier(nn.Sequential(nn.Linear(4, width), *inner, nn.Tanh(), nn.Linear(width, 3)))
+
+
+def _texts(seed: int) -> TextData:
+    draw = torch.Generator().manual_seed(seed)
+    turn = seed % EXAMPLES  # another stream has its lengths in another order
+    examples = []
+    for prompt, answer in LENGTHS[turn:] + LENGTHS[:turn]:
+        ids = torch.randint(2, VOCABULARY, (prompt + answer,), generator=draw).tolist()
+        examples.append(Example("", "", tuple(ids[:prompt]), (*ids[prompt:], EOS)))
+    return TextData(examples, PAD)
+
+
+def _points(seed: int, exact: bool) -> ItemData:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(EXAMPLES, 4, generator=draw, dtype=torch.float64)
+    labels = torch.randint(0, 3, (EXAMPLES,), generator=draw)
+    return ItemData((x if exact else x.float(), labels))
+
+
+class Changed:
+    """Data whose batches something is done to; what else it has is reached as before."""
+
+    def __init__(self, data: Data, change: Callable[[Batch], Batch]) -> None:
+        self.data, self.change = data, change
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.change(self.data.batch(indices))
+
+
+def world_for(method: type[Method]) -> list[World]:
+    """The worlds that a method's own literals ask for."""
+    if method.modality == "text":
+        return [World(kind="text")]
+    if method.modality == "image" or "features" in method.needs.teacher | method.needs.student:
+        return [World(kind="classes")]
+    if method.modality == "any":
+        return [World(kind="text"), World(kind="classes")]
+    raise LookupError(f"tests/worlds.py has no world of modality {method.modality!r} yet: add it")
+
+
+def every_world() -> list[tuple[str, World]]:
+    """Each name of the catalogue with each of its worlds, for ``parametrize``."""
+    return [(name, w) for name in catalogue.names() for w in world_for(catalogue.load(name))]
+
+
+def label(value: Any) -> str:
+    """How a parameter of a test is named."""
+    return value.kind if isinstance(value, World) else str(value)
+
+
+def job(method: Method, world: World, **changes: Any) -> Job:
+    """A run of a method: ``changes`` are fields of Train, Eval, RunOptions, Sampling or Job.
+
+    Networks are made anew, so a job serves for one run. ``metrics=True`` evaluates with all that
+    the world has numbers for.
+    """
+    told: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 0.05, "every": None, "max_new_tokens": 4}
+    told |= changes
+    measured = METRICS[world.kind] if told.pop("metrics", False) else ()
+
+    def made(cls: Any) -> Any:
+        own = {f.name for f in fields(cls)} & set(told)
+        return cls(**{name: told.pop(name) for name in own})
+
+    parts = {"train": made(Train), "eval": made(Eval), "run": made(RunOptions)}
+    sampling = made(Sampling)
+    splits = {name: world.data(name) for name in ("validation", "test")}
+    given = {
+        "student": world.student(),
+        "teachers": {"teacher": world.teacher(method)},
+        "streams": {name: world.data(name) for name in sorted(method.needs.streams)},
+        "suite": Suite(measured, splits, sampling=sampling) if measured else None,
+        "sampling": sampling,
+    }
+    return Job(method=method, **{**given, **parts, **told})
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run left behind: the numbers of each step, and the states that were saved."""
+
+    logs: list[dict[str, float]]
+    states: dict[int, Any]
+    """``{step: {"networks": ..., "optimizers": ...}}``; 0 is before the first step."""
+
+    @property
+    def final(self) -> Any:
+        return self.states[max(self.states)]["networks"]
+
+
+def steps(given: Job, n: int | None = None, folder: Path | None = None) -> Trace:
+    """Takes all steps of a job (``n`` replaces how many), or goes on in the folder of another."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as place:
+            return steps(given, n, Path(place) / "run")
+    if n is not None:
+        given = replace(given, train=replace(given.train, steps=n))
+    train(given, folder)
+    lines = Record(folder).lines("metrics.jsonl")
+    logs = [_without_times(line) for line in lines if any(k.startswith("lr/") for k in line)]
+    saved = checkpoint.saved(folder / "checkpoints")
+    return Trace(logs, {checkpoint.step_of(p): checkpoint.load(p)["players"] for p in saved})
+
+
+def _without_times(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if not name.startswith("time/")}
+
+
+def broken_off(make: Callable[[], Job], at: int, folder: Path) -> tuple[Trace, Trace]:
+    """The same run in one go, and taken up again by fresh objects from its save at step ``at``."""
+
+    def saving() -> Job:
+        told = make()
+        every = replace(told.eval, every=at)
+        return replace(told, eval=every, run=replace(told.run, keep=told.train.steps + 1))
+
+    whole = steps(saving(), folder=folder / "whole")
+    shutil.copytree(folder / "whole", folder / "again")
+    (folder / "again" / "result.json").unlink()
+    shutil.rmtree(folder / "again" / "student")
+    for place in checkpoint.saved(folder / "again" / "checkpoints"):
+        if checkpoint.step_of(place) > at:
+            shutil.rmtree(place)
+    return whole, steps(saving(), folder=folder / "again")
+
+
+def gap(one: Any, other: Any) -> float:
+    """The largest difference between two trees of tensors and numbers; they must look alike."""
+    if isinstance(one, Tensor):
+        assert one.shape == other.shape
+        if not one.numel():
+            return 0.0
+        worst = (one.detach().double() - other.detach().double()).abs().max()
+        return float("inf") if worst.isnan() else float(worst)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        return max((gap(one[name], other[name]) for name in one), default=0.0)
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        return max((gap(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
+    if isinstance(one, bool | int | float):
+        return abs(one - other)
+    assert one == other
+    return 0.0

@@ -10,8 +10,7 @@ import stillroom as sr
 torch.manual_seed(0)
 
 
-def images(n):
-    """Bars under noise, [n, 1, 12, 12], in four orientations."""
+def images(n):  # bars under noise in four orientations
     y = torch.randint(4, (n,))
     bars = torch.zeros(4, 12, 12)
     bars[0, 5:7], bars[1, :, 5:7] = 1, 1
@@ -22,9 +21,8 @@ def images(n):
 def cnn(*widths):
     pairs = zip((1, *widths), widths, strict=False)
     convs = [m for a, b in pairs for m in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
-    return nn.Sequential(
-        *convs, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * widths[-1], 4)
-    )
+    head = nn.Linear(9 * widths[-1], 4)
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(3), nn.Flatten(), head)
 
 
 loader, teacher = DataLoader(images(2000), batch_size=64, shuffle=True), cnn(16, 16, 16)

@@ -15,7 +15,7 @@ from stillroom.losses.policy import label_logp
 
 @dataclass(frozen=True, kw_only=True)
 class TwoPopulations(Method):
-    """``mean KL(teacher || student)`` over the data's tokens ``+ 0.5 * mean CE`` over a corpus's."""
+    """``mean KL(teacher || student)`` of the data's tokens, ``+ 0.5 * mean CE`` of a corpus's."""
 
     paper = None
     needs = Needs(teacher={"logits"}, streams={"train", "corpus"})

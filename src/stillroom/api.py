@@ -18,9 +18,10 @@ from stillroom.config.recipe import Recipe, make
 from stillroom.config.values import plain
 from stillroom.core import Failure, Method
 from stillroom.data.items import ItemData
+from stillroom.engine.checkpoint import room_on_disk
 from stillroom.engine.parallel import Processes
 from stillroom.engine.record import Record
-from stillroom.engine.training import Result, train
+from stillroom.engine.training import Result, check, train
 from stillroom.evaluation.suite import Suite
 from stillroom.models.classes import Classifier
 from stillroom.models.text import CausalLM
@@ -97,6 +98,8 @@ def run(
     processes = Processes()
     top = Record(out, main=processes.main)
     if recipe.arms:
+        for arm in arms.values():  # what does not fit in the last is told before the first learns
+            check(build(arm, parts))
         top.open(recipe.resolved())
     results: dict[str, Result] = {}
     suite: Suite | None = None
@@ -106,12 +109,20 @@ def run(
         place = out / "arms" / name if recipe.arms else out
         results[name] = train(job, place, progress=progress)
     if top.main:
-        top.json("table.json", _table(recipe, results, suite))
-        for name, arm in arms.items():
-            write_card(out, results[name].folder / "student", row(name_of(type(arm.method))))
-        write_report(out)
+        with room_on_disk(out):
+            _write_pages(top, recipe, results, suite)
     processes.wait()  # the others may read what the main one wrote
     return Distilled(out, results, out / "report.html")
+
+
+def _write_pages(
+    top: Record, recipe: Recipe, results: Mapping[str, Result], suite: Suite | None
+) -> None:
+    top.json("table.json", _table(recipe, results, suite))
+    for name, result in results.items():
+        arm = recipe.arms.get(name, recipe)
+        write_card(top.folder, result.folder / "student", row(name_of(type(arm.method))))
+    write_report(top.folder)
 
 
 def _table(recipe: Recipe, results: Mapping[str, Result], suite: Suite | None) -> dict[str, Any]:

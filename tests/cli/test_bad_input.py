@@ -61,7 +61,6 @@ def written(folder: Path, change: dict[str, Any], rows: str = GOOD) -> str:
     return "bad.yaml"
 
 
-LIKE = {"method": {"name": "kd"}, "eval/metrics": ["likelihood"], "data/validation": "rows.jsonl"}
 CHANGES = {
     "unknown key": ({"trian": {}}, ["trian", "did you mean 'train'?"]),
     "unknown key in a section": ({"train/stesp": 3}, ["train.stesp", "did you mean 'steps'?"]),
@@ -71,7 +70,7 @@ CHANGES = {
     ),
     "unknown key of a schedule": (
         {"train/lr": {"peak": 1e-3, "warmpu": 3}},
-        ["train.lr.warmpu", "did you mean 'warmup'?"],
+        ["train.lr: a schedule has no field 'warmpu'", "did you mean 'warmup'?"],
     ),
     "unknown key of a player's schedule": (
         {"train/lr": {"student": [{"peak": 1e-3, "untill": 3}]}},
@@ -98,6 +97,19 @@ CHANGES = {
     "a share above one": ({"method": {"name": "gad", "warmup": 1.5}}, ["method.warmup", "1.5"]),
     "no steps": ({"train/steps": 0}, ["train.steps", "greater than or equal to 1", "got 0"]),
     "steps forgotten": ({"train/steps": None}, ["train.steps", "missing"]),
+    "a size that makes no model": (
+        {"student/lm/hidden_size": 7},
+        ["student.lm", "hidden_size 7", "num_attention_heads"],
+    ),
+    "a critic of no such size": (
+        {"method": {"name": "gad", "critic": {"layers": 1}}},
+        ["critic", "no layers", "num_hidden_layers"],
+    ),
+    "a mistake in the last arm": (
+        {"arms": {"one": {}, "two": {"train": {"lr": {"critic": 1e-3, "default": 1e-3}}}}},
+        ["arms.two: train.lr.critic", "the method trains student"],
+    ),
+    "a name of an arm": ({"arms": {"a/b": {}}}, ["arms.a/b", "letters"]),
     "unknown choice": ({"train/precision": "fp8"}, ["train.precision", "'fp32' or 'bf16'", "fp8"]),
     "unknown dtype": (
         {"student": {"model": "somewhere", "dtype": "fp16"}},
@@ -131,11 +143,11 @@ CHANGES = {
     ),
     "nothing left": ({"data/max_prompt_tokens": 1}, ["no row is left", "prompt too long", "8"]),
     "prompt beyond the context": (
-        {"student/lm/max_position_embeddings": 12},
-        ["rows.jsonl, line 1", "context of 12", "data.max_prompt_tokens"],
+        {"student/lm/max_position_embeddings": 6},
+        ["rows.jsonl, line 1", "context of 6", "data.max_prompt_tokens"],
     ),
     "no room for answers": (
-        {"method": {"name": "gad"}, "sampling/max_new_tokens": 46},
+        {"method": {"name": "gad"}, "sampling/max_new_tokens": 47},
         ["rows.jsonl, line 1", "sampling.max_new_tokens", "context of 48"],
     ),
     "a signal that the teacher lacks": (
@@ -155,12 +167,12 @@ CHANGES = {
         ["student", "./nowhere"],
     ),
     "a rate for no player": (
-        {"train/lr": {"student": 1e-3, "critc": 1e-3}, "method": {"name": "gad"}},
+        {"train/lr": {"student": 1e-3}, "method": {"name": "gad"}},
         ["train.lr", "'critic'", "train.lr.critic", "train.lr.default"],
     ),
     "a rate for a player that is not there": (
-        {"train/lr": {"studnet": 1e-3, "default": 1e-4}},
-        ["train.lr.studnet", "did you mean 'student'?"],
+        {"train/lr": {"studnet": 1e-3, "default": 1e-4}, "method": {"name": "gad"}},
+        ["train.lr.studnet", "critic, student", "did you mean 'student'?"],
     ),
     "clipping a player that is not there": (
         {"train/clip": {"critic": 1.0}},

@@ -13,6 +13,7 @@ from stillroom.config.recipe import Recipe
 from stillroom.core import Failure
 from stillroom.data.text import TextData
 from stillroom.engine.training import Job
+from stillroom.engine.training import check as ready
 
 EXAMPLES = 3
 """How many examples are printed token by token."""
@@ -23,6 +24,7 @@ def check(recipe: Recipe, *, show_tokens: bool) -> None:
     console = Console()
     for name, arm in (dict(recipe.arms) or {recipe.name: recipe}).items():
         job = build(arm)
+        ready(job)
         console.print(f"[bold]{escape(name)}[/bold]: {escape(_summary(job))}")
         if show_tokens:
             _tokens(console, job)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,12 +66,14 @@ def list_(
     """List what there is, and what fits the teacher that you have."""
     from stillroom import catalogue
 
-    if teacher is not None and teacher not in catalogue.SIGNALS:
-        known = list(catalogue.SIGNALS)
-        _fail(f"--teacher: no access {teacher!r}{catalogue.nearest(teacher, known)}; {known}")
+    every = catalogue.rows()
+    families, modalities = ({row[what] for row in every} for what in ("family", "modality"))
+    _known("--teacher", teacher, catalogue.SIGNALS)
+    _known("--family", family, families)
+    _known("--modality", modality, modalities)
     rows = [
         row
-        for row in catalogue.rows()
+        for row in every
         if (family is None or row["family"] == family)
         and (modality is None or row["modality"] in (modality, "any"))
         and (teacher is None or set(row["needs"]["teacher"]) <= catalogue.closure({teacher}))
@@ -84,6 +87,14 @@ def list_(
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())
+
+
+def _known(option: str, given: str | None, known: Iterable[str]) -> None:
+    from stillroom.catalogue import nearest
+
+    if given is not None and given not in known:
+        near = nearest(given, list(known)) or "."
+        _fail(f"{option}: there is no {given!r}{near} There is {', '.join(sorted(known))}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -171,9 +182,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("STILLROOM_DEBUG"):
             traceback.print_exc()
-        elif isinstance(error, ValueError | LookupError) and type(error).__name__ in _MENDABLE:
-            pass
-        else:
+        elif not isinstance(error, OSError) and type(error).__name__ not in _MENDABLE:
             typer.echo("an error of stillroom itself; --debug shows where", err=True)
         _fail(str(error.args[0] if isinstance(error, LookupError) and error.args else error))
 

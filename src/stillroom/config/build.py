@@ -11,6 +11,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from stillroom.catalogue import nearest
 from stillroom.config.recipe import DataSpec, Recipe, find_data
 from stillroom.core import Failure, Teacher
 from stillroom.data.marked_orders import MarkedOrders
@@ -75,6 +76,7 @@ def build(recipe: Recipe, parts: Parts | None = None) -> Job:
         budget=recipe.train.tokens_per_micro,
         seed=recipe.run.seed,
     )
+    _check_select(recipe, suite)
     return Job(
         method=recipe.method,
         student=student,
@@ -91,6 +93,23 @@ def build(recipe: Recipe, parts: Parts | None = None) -> Job:
     )
 
 
+def _check_select(recipe: Recipe, suite: Suite) -> None:
+    select, known = recipe.eval.select, list(suite.columns())
+    if select is None:
+        return
+    if select not in known:
+        told = ", ".join(known) or "nothing: name metrics"
+        raise Failure(
+            f"eval.select: no metric gives {select!r}{nearest(select, known)}; eval.metrics "
+            f"{list(recipe.eval.metrics)} give {told}"
+        )
+    if "validation" not in suite.splits:
+        raise Failure(
+            f"eval.select: {select!r} is read on the validation split, and there is none: give "
+            "data.validation or data.hold_out"
+        )
+
+
 def _texts(recipe: Recipe, parts: Parts) -> _Texts | None:
     told = recipe.data
     if parts.splits:
@@ -105,7 +124,7 @@ def _texts(recipe: Recipe, parts: Parts) -> _Texts | None:
     texts = _Texts({})
     for split in ("train", "validation", "test"):
         if (name := getattr(told, split)) is not None:
-            file = find_data(name, recipe.folder)
+            file = find_data(name, recipe.folder, f"data.{split}")
             rows = read_jsonl(file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             texts.files.append({"file": name, "rows": len(rows), "sha256": digest})
@@ -178,10 +197,13 @@ def _tokenizer(recipe: Recipe, texts: _Texts) -> Any:
         return texts.world.tokenizer()
     name = told.tokenizer or told.model
     if name is not None:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=told.trust_remote_code)
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=told.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise Failure(f"student: cannot load the tokenizer of {name!r}: {error}") from error
     fill = columns(recipe.data.columns)
     trained = ByteLevelBPETokenizer()
-    lines = (_text(fill(row)) for _, row in texts.rows["train"])
+    lines = (_text(fill(row, where)) for where, row in texts.rows["train"])
     trained.train_from_iterator(
         lines, vocab_size=told.vocab_size, special_tokens=[EOS], show_progress=False
     )
@@ -242,8 +264,8 @@ def _splits(
             )
         examples |= {"validation": pool[:n], "test": pool[n : 2 * n]}
         examples["train"] += pool[2 * n :]
-    if not examples["train"]:
-        raise Failure(f"data: no row is left to train on; left out: {left_out}")
+    if empty := [split for split, found in examples.items() if not found]:
+        raise Failure(f"data: no row is left for {empty[0]}; left out: {left_out}")
     ledger |= {
         "files": texts.files,
         "rows": {split: len(found) for split, found in examples.items()},

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt
@@ -18,6 +18,7 @@ from stillroom.core import Failure, Method
 from stillroom.engine.settings import Eval, RunOptions, Train
 from stillroom.rollouts.sampling import Sampling
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
 
@@ -31,7 +32,7 @@ class Network:
     """
 
     model: str | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
@@ -46,7 +47,7 @@ class TeacherSpec:
 
     recorded: bool = False
     model: str | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
@@ -119,7 +120,7 @@ SECTIONS: dict[str, Any] = {
     "run": RunOptions,
     "sampling": Sampling,
 }
-_KEYS = ["name", "about", "method", *SECTIONS, "arms", "tiny"]
+_KEYS = ["name", "about", "method", *SECTIONS, "arms"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,14 +141,13 @@ def read(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> R
         Failure: no such recipe, YAML that does not parse, an unknown key, a value out of range.
     """
     file = _find(source)
-    try:
-        told = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise Failure(f"{file} is not valid YAML: {error}") from error
+    told = _parsed(file.read_bytes(), str(file))
     if not isinstance(told, dict):
-        raise Failure(f"{file}: expected a mapping of {_KEYS}, got {type(told).__name__}")
+        raise Failure(
+            f"{file}: expected a mapping of {', '.join(_KEYS)}, got {type(told).__name__}"
+        )
     told.setdefault("name", file.stem)
-    changes = told.pop("tiny", None) or {}
+    changes = _mapping(told.pop("tiny", None), "tiny")
     if tiny:
         told = _merged(told, changes)
     for override in overrides:
@@ -159,27 +159,39 @@ def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
     """A checked recipe from plain mappings."""
     for key in told:
         if key not in _KEYS:
-            raise Failure(f"{key}: a recipe has no such key{nearest(str(key), _KEYS)}; {_KEYS}")
-    base = {k: v for k, v in told.items() if k != "arms"}
-    arms = told.get("arms") or {}
-    for name, changes in arms.items():
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise Failure(f"arms.{name}: a name is letters, digits, '_', '-' and '.'")
-        if changes is not None and not isinstance(changes, Mapping):
-            raise Failure(f"arms.{name}: expected changes of the recipe, got {changes!r}")
-    made = {
-        str(name): make({**_merged(base, changes or {}), "name": str(name)}, folder=folder)
-        for name, changes in arms.items()
-    }
-    sections = {name: checked(cls, told.get(name) or {}, name) for name, cls in SECTIONS.items()}
+            near = nearest(str(key), [*_KEYS, "tiny"])
+            raise Failure(f"{key}: a recipe has no such key{near}; it has {', '.join(_KEYS)}")
+    absent = {name: {} for name in SECTIONS if told.get(name) is None}
+    values = {**told, **absent}
     return Recipe(
         name=str(told.get("name", "run")),
         about=str(told.get("about", "")).strip(),
         method=_method(told.get("method")),
-        arms=made,
         folder=folder,
-        **sections,
+        **{name: checked(cls, values[name], name) for name, cls in SECTIONS.items()},
+        arms=_arms(told, folder),
     )
+
+
+def _arms(told: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:
+    """The recipe with each arm's changes."""
+    base = {k: v for k, v in told.items() if k != "arms"}
+    made = {}
+    for name, changes in _mapping(told.get("arms"), "arms").items():
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise Failure(f"arms.{name}: a name is letters, digits, '_', '-' and '.'")
+        merged = _merged(base, _mapping(changes, f"arms.{name}"))
+        try:
+            made[str(name)] = make({**merged, "name": str(name)}, folder=folder)
+        except Failure as error:
+            raise Failure(f"arms.{name}: {error}") from error
+    return made
+
+
+def _mapping(told: Any, path: str) -> Mapping[str, Any]:
+    if told is not None and not isinstance(told, Mapping):
+        raise Failure(f"{path}: expected a mapping, got {told!r}")
+    return told or {}
 
 
 def _method(told: Any) -> Method:
@@ -210,18 +222,27 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _parsed(text: bytes, where: str) -> Any:
+    try:
+        return yaml.load(text.decode("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise Failure(f"{where}: not UTF-8 text ({error}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise Failure(f"{where}: not valid YAML: {error}") from error
+
+
 def _override(told: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise Failure(f"{override!r}: expected key=value, like train.steps=100")
-    head, *rest = key.split(".")
-    told = dict(told)
-    if not rest:
-        return {**told, head: yaml.load(text, _Loader)}
-    inner = told.get(head)
-    if inner is not None and not isinstance(inner, Mapping):
-        raise Failure(f"{key}: {head} is {inner!r}, which has no parts")
-    told[head] = _override(dict(inner or {}), f"{'.'.join(rest)}={text}")
+    *way, last = key.split(".")
+    place = told = dict(told)
+    for depth, part in enumerate(way, start=1):
+        inner = place.get(part)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise Failure(f"{key}: {'.'.join(way[:depth])} is {inner!r}, which has no parts")
+        place[part] = place = dict(inner or {})
+    place[last] = _parsed(text.encode(), key)
     return told
 
 
@@ -231,17 +252,18 @@ def _find(source: str) -> Path:
         if file is not None and file.is_file():
             return file
     raise Failure(
-        f"there is no recipe {source!r}{nearest(source, list(packaged))} "
+        f"there is no recipe {source!r}{nearest(source, list(packaged)) or '.'} "
         f"Give a YAML file, or one of {', '.join(packaged)}"
     )
 
 
-def find_data(name: str, beside: Path) -> Path:
+def find_data(name: str, beside: Path, key: str) -> Path:
     """A data file: as given, beside the recipe, or under the folder in ``STILLROOM_DATA``."""
     root = os.environ.get("STILLROOM_DATA")
-    places = [Path(name), beside / name, *([Path(root) / name] if root else [])]
+    sought = [Path(name), beside / name, *([Path(root) / name] if root else [])]
+    places = list(dict.fromkeys(sought))
     for place in places:
         if place.is_file():
             return place
     hint = "" if root else "; or set STILLROOM_DATA to the folder that holds it"
-    raise Failure(f"data: there is no {name} (looked at {', '.join(map(str, places))}){hint}")
+    raise Failure(f"{key}: there is no file {name} (looked at {', '.join(map(str, places))}){hint}")

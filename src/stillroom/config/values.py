@@ -66,23 +66,34 @@ def _sentences(cls: Any, error: ValidationError, path: str) -> list[str]:
     for found in error.errors(include_url=False):
         names, owner = _names(cls, found["loc"])
         where = ".".join([path, *names]) if path else ".".join(names)
-        unknown = found["type"] == "unexpected_keyword_argument"
         depth = len(names) * 2 + (not found["type"].endswith("_type"))
         field = names[0] if names else ""
-        if depth >= places.get(field, (-1, ""))[0]:
-            places[field] = (depth, _sentence(where, found, owner, unknown))
+        before, told = places.get(field, (-1, ""))
+        if depth > before:
+            places[field] = (depth, _sentence(where, found, owner))
+        elif depth == before and told.startswith(f"{where}: must be "):
+            either = f"{where}: must be {_wanted(found)} or "
+            places[field] = (depth, told.replace(f"{where}: must be ", either, 1))
     return [text for _, text in places.values()]
 
 
-def _sentence(where: str, found: Any, owner: Any, unknown: bool) -> str:
-    if unknown:
-        last = where.rpartition(".")[2]
+def _sentence(where: str, found: Any, owner: Any) -> str:
+    kind, got = found["type"], found["input"]
+    if kind == "unexpected_keyword_argument":
         known = _fields(owner)
-        hint = nearest(last, known) or f"; it has {', '.join(known) or 'none'}"
+        hint = nearest(where.rpartition(".")[2], known) or f"; it has {', '.join(known) or 'none'}"
         return f"{where}: {owner.__name__} has no such field{hint}"
-    told = found["msg"].replace("Input should be", "must be").replace("Input", "input")
-    got = "" if found["type"] == "missing" else f", got {found['input']!r}"
-    return f"{where}: {told[0].lower()}{told[1:]}{got}"
+    if kind == "missing":
+        return f"{where}: missing, and it has no default"
+    if kind == "value_error":  # the class's own words
+        return str(found["ctx"]["error"])
+    return f"{where}: must be {_wanted(found)}, got {got!r}"
+
+
+def _wanted(found: Any) -> str:
+    """``a valid number`` of ``Input should be a valid number``; JSON's words are made YAML's."""
+    told = found["msg"].removeprefix("Input should be ")
+    return told.replace("an object", "a mapping").replace("a valid array", "a list")
 
 
 def _names(cls: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
@@ -94,8 +105,9 @@ def _names(cls: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
             owner = kind
             names.append(str(part))
             kind = typing.get_type_hints(kind).get(str(part), Any)
-        elif found := [k for k in _dataclasses_in(kind) if k.__name__ == part]:
-            kind = found[0]
+        elif found := [k for k in _dataclasses_in(kind) if k.__name__ in str(part)]:
+            owner = found[0]  # a member of a union: Rate, or list[Rate] and the like
+            kind = owner if owner.__name__ == part else kind
         elif isinstance(part, int) or (str(part).isidentifier() and part not in _SCALARS):
             names.append(str(part))
     return names, owner

@@ -100,10 +100,11 @@ def room_on_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        if code not in _FULL and os.strerror(errno.ENOSPC) not in str(error):
+        # safetensors raises an error of its own, which holds the system's words but no errno
+        if not any(os.strerror(code) in str(error) for code in _FULL):
             raise
-        shutil.rmtree(folder / "checkpoints" / ".writing", ignore_errors=True)
+        for half in [*folder.glob(".*.writing"), *folder.glob("checkpoints/.*writing")]:
+            shutil.rmtree(half) if half.is_dir() else half.unlink()
         kept = saved(folder / "checkpoints")
         last = f"step {step_of(kept[-1])} is safe" if kept else "none was complete yet"
         raise Failure(

@@ -26,6 +26,7 @@ class Players:
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
+        train.check_names(sorted(self.optimizers))
         self.rates = {name: train.rates(name) for name in self.optimizers}
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:

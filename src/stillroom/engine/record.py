@@ -16,8 +16,8 @@ import yaml
 
 from stillroom.core import Failure
 
-FREE_TO_CHANGE = ("run.out", "about")
-"""Keys of a recipe that may differ when a run is taken up again."""
+FREE_TO_CHANGE = ("about",)
+"""Keys of a recipe, or of an arm, that may differ when a run is taken up again."""
 
 
 class Record:
@@ -34,6 +34,8 @@ class Record:
         """
         if not self.main:
             return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise Failure(f"{self.folder} is a file: give another folder with --out")
         told = self.folder / "recipe.yaml"
         if told.is_file():
             _refuse_changes(yaml.safe_load(told.read_text(encoding="utf-8")), recipe, self.folder)
@@ -61,8 +63,9 @@ class Record:
         path = self.folder / name
         if not path.is_file():
             return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        # not splitlines(): a string of JSON may hold U+2028 and other breaks that end no line
+        *whole, _cut = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in whole]
 
     def rewind(self, step: int) -> None:
         """Drops what was written after ``step``: the run goes on from there."""
@@ -119,7 +122,8 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path
     changed = [
         f"  {key}: was {before.get(key, 'absent')!r}, is now {after.get(key, 'absent')!r}"
         for key in {**before, **after}
-        if key not in FREE_TO_CHANGE and before.get(key, "absent") != after.get(key, "absent")
+        if key.rpartition(".")[2] not in FREE_TO_CHANGE
+        and before.get(key, "absent") != after.get(key, "absent")
     ]
     if changed:
         raise Failure(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
+from stillroom.catalogue import nearest
 from stillroom.core import Failure
 from stillroom.schedules import Rate
 
@@ -35,7 +36,8 @@ class Train:
         batch: examples of one step, over all processes.
         tokens_per_micro: tokens with padding of one micro-batch (an item of another kind counts 1).
         lr: one rate or schedule for all players, or one by player (``default`` for the rest).
-        clip: largest norm of a player's gradient, for all or by player; null leaves it alone.
+        clip: largest norm of a player's gradient, for all or by player (``default`` for the
+            rest); null leaves it alone.
         precision: ``bf16`` computes under autocast with float32 weights.
     """
 
@@ -46,6 +48,24 @@ class Train:
     clip: Positive | dict[str, Positive] | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: Optimizer = field(default_factory=Optimizer)
+
+    def __post_init__(self) -> None:
+        known = [f.name for f in fields(Rate)]
+        if isinstance(self.lr, Mapping) and set(self.lr) & set(known):  # a schedule, misspelt
+            wrong = sorted(set(self.lr) - set(known))
+            hint = nearest(wrong[0], known) or f"; it has {', '.join(known)}"
+            raise Failure(f"train.lr: a schedule has no field {wrong[0]!r}{hint}")
+
+    def check_names(self, players: Sequence[str]) -> None:
+        """Raises Failure where ``lr`` or ``clip`` names what does not learn in this run."""
+        for setting in ("lr", "clip"):
+            told = getattr(self, setting)
+            for name in told if isinstance(told, Mapping) else ():
+                if name not in players and name != "default":
+                    raise Failure(
+                        f"train.{setting}.{name}: the method trains {', '.join(players)}, and no "
+                        f"{name!r}{nearest(name, [*players, 'default'])}"
+                    )
 
     def rates(self, player: str) -> Sequence[Rate]:
         """The schedule of one player."""
@@ -62,7 +82,9 @@ class Train:
         return told if isinstance(told, list) else (Rate(peak=float(told)),)  # type: ignore[arg-type]
 
     def clip_of(self, player: str) -> float | None:
-        return self.clip.get(player) if isinstance(self.clip, Mapping) else self.clip
+        if isinstance(self.clip, Mapping):
+            return self.clip.get(player, self.clip.get("default"))
+        return self.clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -56,6 +57,16 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
             job.student.load(folder / "student")
             return Result(folder, job.student, done["start"], done["test"], done, fresh=False)
         return _Training(job, record, processes, progress).run_all()
+
+
+def check(job: Job) -> None:
+    """Makes all that a run would make before its first step, and drops it; writes nothing.
+
+    Raises:
+        Failure: a signal is missing, a rate is told for no player, a batch cannot be shared.
+    """
+    check_needs(job.method, job.student, job.teachers)
+    _Training(job, Record(Path(), main=False), Processes(), progress=False)
 
 
 class _Training:
@@ -156,7 +167,8 @@ class _Training:
         if select not in values:
             raise Failure(f"eval.select: no metric gives {select!r}; there is {sorted(values)}")
         sign = -1 if self.job.suite.higher_is_better(select) else 1
-        if self.best is None or sign * values[select] < sign * self.best["value"]:
+        best = math.nan if self.best is None else sign * self.best["value"]
+        if sign * values[select] < best or math.isnan(best):  # a number beats what is none
             self.best = {"step": step, "value": values[select]}
             self._keep_best(step)
 
@@ -196,17 +208,17 @@ class _Training:
             self.record.rewind(-1)
             return
         state, run = checkpoint.load(places[-1]), self.run
+        if (before := len(state["random"])) != self.processes.world:
+            raise Failure(
+                f"{self.record.folder} holds a run of {before} process{'es'[: 2 * (before > 1)]} "
+                f"and is taken up by {self.processes.world}: launch as many as before"
+            )
         run.all.restore(state["players"])
         for name, cursor in state["cursors"].items():
             self.streams[name].cursor = cursor
         run.step, run.tokens, run.notes = state["step"], state["tokens"], state["notes"]
         self.start, self.best, self.spent = state["start"], state["best"], state["spent"]
         self.record.rewind(run.step)
-        if len(state["random"]) != self.processes.world:
-            raise Failure(
-                f"the run was saved by {len(state['random'])} processes and is taken up by "
-                f"{self.processes.world}; launch as many as before"
-            )
         checkpoint.restore_random(state["random"][self.processes.rank])
 
     def _samples(self) -> None:

@@ -165,7 +165,8 @@ def build(model_type: str, vocab_size: int, eos_token_id: int, pad_token_id: int
         raise Failure(f"student.lm.model_type: {model_type!r} is unknown to transformers{near}")
     kind: Any = CONFIG_MAPPING[model_type]
     if unknown := sorted(set(sizes) - _entries(kind())):
-        raise Failure(f"student.lm: {kind.__name__} has no {', '.join(unknown)}")
+        near = nearest(unknown[0], sorted(_entries(kind())))
+        raise Failure(f"student.lm: {kind.__name__} has no {', '.join(unknown)}{near}")
     words = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id, "bos_token_id": None}
     with _sizes_of("student.lm"):
         config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **words, **sizes)

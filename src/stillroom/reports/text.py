@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from stillroom.reports.folder import RunFolder
-from stillroom.reports.results import LEGEND, Results, results
+from stillroom.reports.results import LEGEND, Cell, results
 from stillroom.reports.words import visible
 
 
 def table_text(folder: RunFolder) -> Table:
-    """The results of a run: best values bold with ``*``, an arrow to the better side, notes.
+    """The results of a run: models side by side, best values bold with ``*``, arrows, notes.
 
-    Many metrics stand below each other, so that the table stays narrow. Names and notes are
-    plain text, never markup.
+    Metrics stand below each other, so that the table stays narrow. Names and notes are plain
+    text, never markup.
     """
     shown = results(folder.table)
     notes = [f"* {LEGEND}"] if shown.ranked else []
@@ -22,24 +23,17 @@ def table_text(folder: RunFolder) -> Table:
         title=Text(visible(folder.name)),
         caption=Text(visible("\n".join([*notes, *shown.notes]))),
         caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    grid = _grid(shown)
-    if len(shown.columns) > len(shown.rows):
-        grid = [list(line) for line in zip(*grid, strict=True)]
-    for i, head in enumerate(grid[0]):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
-    for line in grid[1:]:
-        table.add_row(*line)
+    table.add_column("", no_wrap=True)
+    for row in shown.rows:
+        table.add_column(Text(visible(row.name)), justify="right", overflow="fold")
+    for i, column in enumerate(shown.columns):
+        head = Text(visible(f"{column.name} {column.arrow}".strip()))
+        table.add_row(head, *(_value(row.cells[i]) for row in shown.rows))
     return table
 
 
-def _grid(shown: Results) -> list[list[Text]]:
-    heads = [visible(f"{column.name} {column.arrow}".strip()) for column in shown.columns]
-    grid = [[Text("", "bold"), *map(Text, heads)]]
-    for row in shown.rows:
-        cells = [
-            Text(visible(f"* {cell.text}" if cell.best else cell.text), "bold" * cell.best)
-            for cell in row.cells
-        ]
-        grid.append([Text(visible(row.name)), *cells])
-    return grid
+def _value(cell: Cell) -> Text:
+    return Text(visible(f"* {cell.text}" if cell.best else cell.text), "bold" * cell.best)

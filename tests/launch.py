@@ -19,6 +19,7 @@ from torch import nn
 WORLD = {"name": "marked_orders", "prompts": 64}
 WINDOWED = {"model_type": "windowed", "window": 2, "sinks": 5}
 LR = {"student": [{"peak": 5e-3, "warmup": 3, "until": 12}, {"peak": 1e-3}], "critic": 3e-3}
+SELECTED = {"metrics": ["accuracy"], "select": "class_nll"}
 
 # A server that has imported everything once: each process of a test is then forked in no time.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -75,42 +76,33 @@ def ps_kd(out: Path, *, steps: int, every: int, double: bool = False, **train: A
 
     Dropout makes the random state count, but not where two processes are to equal one.
     """
-    dropout = 0.0 if double else 0.2
-    return _classes("ps_kd", out, steps=steps, every=every, double=double, dropout=dropout, **train)
+    told = {"batch": 8, "lr": 1e-2, **train}
+    given = _classes(double, dropout=0.0 if double else 0.2)
+    return distil("ps_kd", out, steps=steps, **given, train=told, eval={**SELECTED, "every": every})
 
 
 def rkd(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
     torch.manual_seed(2)
-    teacher = _typed(nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)), double)
-    told = {"name": "rkd", "label_weight": 0.5}
-    return _classes(told, out, steps=steps, every=every, double=double, teacher=teacher, **train)
+    layers = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)
+    return distil(
+        {"name": "rkd", "label_weight": 0.5},
+        out,
+        steps=steps,
+        **_classes(double, dropout=0.0),
+        teacher=_typed(nn.Sequential(*layers), double),
+        train={"batch": 8, "lr": 1e-2, **train},
+        eval={**SELECTED, "every": every},
+    )
 
 
-def _classes(
-    method: Any,
-    out: Path,
-    *,
-    steps: int,
-    every: int,
-    double: bool,
-    teacher: Any = None,
-    dropout: float = 0.0,
-    **train: Any,
-) -> Any:
+def _classes(double: bool, dropout: float) -> dict[str, Any]:
     torch.manual_seed(0)
     x, y = _typed(torch.randn(40, 4), double), torch.randint(3, (40,))
     layers = nn.Linear(4, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3)
-    student = _typed(nn.Sequential(*layers), double)
-    return distil(
-        method,
-        out,
-        steps=steps,
-        student=student,
-        teacher=teacher,
-        data={"train": (x[:30], y[:30]), "validation": (x[30:], y[30:])},
-        train={"batch": 8, "lr": 1e-2, **train},
-        eval={"every": every, "metrics": ["accuracy"], "select": "class_nll"},
-    )
+    return {
+        "student": _typed(nn.Sequential(*layers), double),
+        "data": {"train": (x[:30], y[:30]), "validation": (x[30:], y[30:])},
+    }
 
 
 def _language(double: bool) -> dict[str, Any]:
@@ -170,7 +162,9 @@ def alone(log: Path, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Chi
     return Child(log, work, *args, env={}, **kwargs)
 
 
-def together(world: int, log: Path, work: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Child]:
+def together(
+    world: int, log: Path, work: Callable[..., Any], *args: Any, **kwargs: Any
+) -> list[Child]:
     """As many processes as ``torchrun --nproc-per-node`` would start, on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -179,9 +173,7 @@ def together(world: int, log: Path, work: Callable[..., Any], *args: Any, **kwar
     shared |= {"LOCAL_WORLD_SIZE": str(world)}
     envs = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
     logs = [log.with_name(f"{log.name}.{r}") for r in range(world)]
-    return [
-        Child(to, work, *args, env=env, **kwargs) for to, env in zip(logs, envs, strict=True)
-    ]
+    return [Child(to, work, *args, env=env, **kwargs) for to, env in zip(logs, envs, strict=True)]
 
 
 def until_step(folder: Path, step: int, child: Child, seconds: float = 60.0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from stillroom.catalogue import name_of, row
 from stillroom.config.build import Parts, build
 from stillroom.config.recipe import Recipe, make
-from stillroom.config.values import plain
+from stillroom.config.values import plain, within
 from stillroom.core import Failure, Method
 from stillroom.data.items import ItemData
 from stillroom.engine.checkpoint import room_on_disk
@@ -98,8 +99,9 @@ def run(
     processes = Processes()
     top = Record(out, main=processes.main)
     if recipe.arms:
-        for arm in arms.values():  # what does not fit in the last is told before the first learns
-            check(build(arm, parts))
+        for name, arm in arms.items():  # the last one's mistake is told before the first learns
+            with within(f"arms.{name}"):
+                check(build(arm, parts))
         top.open(recipe.resolved())
     results: dict[str, Result] = {}
     suite: Suite | None = None
@@ -107,7 +109,8 @@ def run(
         job = build(arm, parts)
         suite = job.suite
         place = out / "arms" / name if recipe.arms else out
-        results[name] = train(job, place, progress=progress)
+        with within(f"arms.{name}") if recipe.arms else nullcontext():
+            results[name] = train(job, place, progress=progress)
     if top.main:
         with room_on_disk(out):
             _write_pages(top, recipe, results, suite)

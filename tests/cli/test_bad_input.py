@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+
 from stillroom.cli import main
 
-ROWS = [{"prompt": f"say {i}", "completion": f"well, {i} and {i + 1}"} for i in range(8)]
+ROWS = [
+    {"prompt": f"please say {i} to me", "completion": f"well, {i} and {i + 1}"} for i in range(8)
+]
 RECIPE = {
     "method": {"name": "seqkd"},
     "student": {
@@ -143,8 +146,8 @@ CHANGES = {
     ),
     "nothing left": ({"data/max_prompt_tokens": 1}, ["no row is left", "prompt too long", "8"]),
     "prompt beyond the context": (
-        {"student/lm/max_position_embeddings": 6},
-        ["rows.jsonl, line 1", "context of 6", "data.max_prompt_tokens"],
+        {"student/lm/max_position_embeddings": 9},
+        ["rows.jsonl, line 1", "context of 9", "data.max_prompt_tokens"],
     ),
     "no room for answers": (
         {"method": {"name": "gad"}, "sampling/max_new_tokens": 47},
@@ -161,6 +164,10 @@ CHANGES = {
     "unknown architecture": (
         {"student/lm/model_type": "lama"},
         ["student.lm.model_type", "'lama'"],
+    ),
+    "a teacher that is not there": (
+        {"teacher": {"model": "./nowhere"}},
+        ["teacher.model", "./nowhere"],
     ),
     "a model that is not there": (
         {"student": {"model": "./nowhere", "tokenizer": "./nowhere"}},
@@ -198,7 +205,10 @@ def test_a_bad_recipe(tmp_path, say, what):
 
 FILES = {
     "empty line": (GOOD + "\n" + GOOD, ["rows.jsonl, line 9", "empty"]),
-    "malformed line": (GOOD + '{"prompt": "a",\n', ["rows.jsonl, line 9", "not valid JSON", "column"]),
+    "malformed line": (
+        GOOD + '{"prompt": "a",\n',
+        ["rows.jsonl, line 9", "not valid JSON", "column"],
+    ),
     "a line that is no object": ('["a"]\n', ["rows.jsonl, line 1", "object", "list"]),
     "no rows": ("", ["rows.jsonl", "no rows"]),
     "no completion": ('{"prompt": "a"}\n', ["rows.jsonl, line 1", "'completion'", "data.columns"]),
@@ -245,10 +255,16 @@ WORDS = {
     "show of nothing": (["show", "gadd"], ["'gadd'", "did you mean 'gad'?", "stillroom list"]),
     "check of nothing": (["check", "quikstart"], ["'quikstart'", "'quickstart'"]),
     "report of nothing": (["report", "nowhere"], ["nowhere", "no run folder"]),
-    "an access that is none": (["list", "--teacher", "logit"], ["'logit'", "did you mean 'logits'?"]),
+    "an access that is none": (
+        ["list", "--teacher", "logit"],
+        ["'logit'", "did you mean 'logits'?"],
+    ),
     "a family that is none": (["list", "--family", "logit"], ["--family", "'logit'", "'logits'"]),
     "a modality that is none": (["list", "--modality", "txt"], ["--modality", "'txt'", "'text'"]),
-    "a folder that is a file": (["run", "bad.yaml", "--out", "rows.jsonl"], ["rows.jsonl", "--out"]),
+    "a folder that is a file": (
+        ["run", "bad.yaml", "--out", "rows.jsonl"],
+        ["rows.jsonl", "--out"],
+    ),
 }
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import launch
 import pytest
-from stillroom.engine import checkpoint
 from worlds import gap
+
+from stillroom.engine import checkpoint
 
 STEPS = {"kd": 6, "gad": 20, "rkd": 6, "ps_kd": 12}
 EXACT = 1e-10
@@ -80,7 +81,9 @@ def test_another_number_of_processes_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
-    two = launch.together(2, tmp_path / "log", launch.ps_kd, tmp_path / "run", steps=2, every=1, batch=7)
+    two = launch.together(
+        2, tmp_path / "log", launch.ps_kd, tmp_path / "run", steps=2, every=1, batch=7
+    )
     assert [child.wait() for child in two] == [1, 1]
     assert "train.batch is 7" in two[0].said()
     assert "2 processes" in two[0].said()

@@ -13,7 +13,8 @@ from torch.nn.functional import softplus
 from stillroom.core import Setup
 from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.streams import Stream
-from stillroom.data.text import Renderer, TextData, collate
+from stillroom.data.text import Example, Renderer, TextData, collate
+from stillroom.engine.job import Job
 from stillroom.engine.loop import iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
@@ -24,6 +25,7 @@ from stillroom.losses.policy import clipped_surrogate
 from stillroom.methods.gad import GAD
 from stillroom.models import text
 from stillroom.rollouts.sampling import Sampling, sample
+from stillroom.schedules import Rate
 
 EOS, PROMPT, PARENT = 0, (1,), (2, 0)
 ANSWERS = [(0,), *product((1, 2), (0, 1, 2))]
@@ -61,10 +63,17 @@ class Rigged(Run):
     """The engine's run with answers that are given in place of sampled ones."""
 
     def __init__(self, method, networks, *, answers=None, step=1, steps=10):
-        train, processes = Train(steps=steps, batch=1), Processes()
-        given = {"method": method, "players": Players(networks, train, processes)}
-        given |= {"teachers": {}, "streams": {}, "processes": processes, "train": train}
-        super().__init__(**given, seed=0, sampling=Sampling(max_new_tokens=3))
+        texts = TextData([Example("", "", PROMPT, PARENT)], EOS)
+        job = Job(
+            method=method,
+            student=networks["student"],
+            teachers={},
+            streams={"train": texts},
+            train=Train(steps=steps, batch=1),
+            sampling=Sampling(max_new_tokens=3),
+        )
+        players = Players(networks, job.train, Processes())
+        super().__init__(job, players, {"train": Stream(texts, 1, 0)}, Processes())
         self.answers, self.step = answers, step
 
     def rollout(self, batch, n=1, **sampling):
@@ -110,7 +119,8 @@ def plain_logp(lm):
 
 def expected_gradient(method, lm, reference, rewards):
     """Over all groups of two answers, as GAD itself makes it from each."""
-    chance = [float(logp.sum().exp()) for logp in plain_logp(lm)]
+    with torch.no_grad():
+        chance = [float(logp.sum().exp()) for logp in plain_logp(lm)]
     assert sum(chance) == pytest.approx(1, abs=1e-12)
     total = torch.zeros(sum(p.numel() for p in lm.parameters()), dtype=torch.float64)
     run = Rigged(method, {"student": lm, "critic": table(rewards), "reference": reference})
@@ -195,9 +205,8 @@ def test_with_the_true_log_ratio_rewards_follow_the_reverse_kl():
 
 def test_with_two_answers_the_direction_is_exact():
     lm, log_p = student(0), teacher_logp()
-    with torch.no_grad():  # after the first token comes the end, which comes only there
-        lm.model.model.embed_positions.weight[1:] *= 3
-        lm.model.lm_head.bias[EOS] = -1e4
+    with torch.no_grad():
+        lm.model.lm_head.bias[EOS] = -1e4  # so that answers of one token are (1) or (2)
     pairs = [(1,), (2,)]
     logits = lm.model(torch.tensor([[*PROMPT]])).logits[0, -1]
     log_q = logits.log_softmax(-1)[1:]
@@ -214,8 +223,8 @@ def test_with_two_answers_the_direction_is_exact():
     for i, j in product(range(2), repeat=2):
         run.answers = [pairs[i], pairs[j]]
         batch, updates = updates_of(run, data())
-        chance = log_q[i].exp() * log_q[j].exp()
-        found += float(chance) * torch.cat(gradient(value(updates[1], batch), lm))
+        chance = (log_q[i] + log_q[j]).exp().item()
+        found += chance * torch.cat(gradient(value(updates[1], batch), lm))
     assert torch.cosine_similarity(found, wanted, 0) > 1 - 1e-9
 
 
@@ -351,7 +360,7 @@ def walk(method, steps=12):
     for run.step in range(steps):
         with torch.no_grad():
             lm.model.lm_head.bias.add_(0.1)
-        batch, updates = updates_of(run, data([(1,), (2,)]))
+        _, updates = updates_of(run, data([(1,), (2,)]))
         names = {("critic", "duel.samples.examples"): "c", ("student", "mask"): "i"}
         names[("student", "duel.samples.mask")] = "a"
         kinds.append("".join(names[(*u.players, u.terms.over)] for u in updates))
@@ -527,26 +536,22 @@ def test_the_true_log_ratio_as_reward_raises_validity():
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "window": 2, "sinks": 5}
     lm = text.build("windowed", 37, 1, 0, **sizes)
     renderer = Renderer(world.tokenizer(), lm.stop_ids)
-    examples = [renderer.example(row) for row in rows["train"]]
+    texts = TextData([renderer.example(row) for row in rows["train"]], 0)
     # 800 steps of imitation, then 120 by rewards
     method = GAD(warmup=800 / 920, critic_from=1.0, critic_frozen=True, prompts=16)
-    rates = {"student": [{"peak": 0.01, "until": 800}, {"peak": 5e-4}]}
-    from stillroom.schedules import Rate
-
-    stretches = [Rate(**told) for told in rates["student"]]
-    train = Train(steps=920, batch=32, lr={"student": stretches}, tokens_per_micro=10**6)
-    networks = method.players(Setup(lm, {}, data(), 1)) | {"critic": Oracle(lm, world)}
-    processes = Processes()
-    run = Run(
-        method,
-        Players({"student": lm, **networks}, train, processes),
-        {},
-        {"train": Stream(TextData(examples, 0), 32, 0)},
-        processes,
-        train,
-        seed=0,
+    first = Rate(peak=0.01, warmup=50, decay="cosine", end=0.1, until=800)
+    rates = [first, Rate(peak=5e-4)]
+    job = Job(
+        method=method,
+        student=lm,
+        teachers={},
+        streams={"train": texts},
+        train=Train(steps=920, batch=32, lr={"student": rates}, tokens_per_micro=10**6),
         sampling=Sampling(max_new_tokens=12),
     )
+    networks = {"student": lm, **method.players(Setup(lm, {}, data(), 1))}
+    players = Players(networks | {"critic": Oracle(lm, world)}, job.train, Processes())
+    run = Run(job, players, {"train": Stream(texts, 32, 0)}, Processes())
 
     def logp_of(pairs):
         batch = collate(pairs, torch.arange(len(pairs)), 0)
@@ -565,12 +570,13 @@ def test_the_true_log_ratio_as_reward_raises_validity():
         iterate(run, run.next("train"))
         run.step += 1
     before = now()
-    assert before["validity"] < 0.15  # 1/9 is the best that imitation can do
+    # the optimum of imitation is 1/9: three markers, each of the three allowed styles
+    assert before["validity"] == pytest.approx(1 / 9, abs=0.03)
     while run.step < 920:
         iterate(run, run.next("train"))
         run.step += 1
     after = now()
-    assert after["validity"] > 3 * before["validity"]
+    assert after["validity"] > 0.6
     assert after["reverse_kl"] < before["reverse_kl"]
     assert after["forward_kl"] > before["forward_kl"]
     assert after["modes"] < before["modes"]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillroom.catalogue import nearest
 from stillroom.config.recipe import DataSpec, Recipe, find_data
+from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
 from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.streams import Data
@@ -174,7 +175,8 @@ def _student(recipe: Recipe, parts: Parts, texts: _Texts | None) -> tuple[Any, R
     if tokenizer is None:
         tokenizer = _tokenizer(recipe, texts)
     if student is None and told.model is not None:
-        student = text.load(told.model, **_options(told))
+        with within("student.model"):
+            student = text.load(told.model, **_options(told))
     if student is None:
         sizes = dict(told.lm or {})
         kind = sizes.pop("model_type", None)
@@ -225,7 +227,10 @@ def _teacher(recipe: Recipe) -> Teacher:
     told = recipe.teacher
     if told.recorded == (told.model is not None):
         raise Failure("teacher: give either 'recorded: true' or 'model' (a hub name or folder)")
-    return Recorded() if told.model is None else Local(text.load(told.model, **_options(told)))
+    if told.model is None:
+        return Recorded()
+    with within("teacher.model"):
+        return Local(text.load(told.model, **_options(told)))
 
 
 def _splits(

@@ -13,7 +13,7 @@ import yaml
 from annotated_types import Ge, Gt
 
 from stillroom.catalogue import load, name_of, nearest
-from stillroom.config.values import checked, plain
+from stillroom.config.values import checked, plain, within
 from stillroom.core import Failure, Method
 from stillroom.engine.settings import Eval, RunOptions, Train
 from stillroom.rollouts.sampling import Sampling
@@ -181,10 +181,8 @@ def _arms(told: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:
         if not re.fullmatch(r"[\w.-]+", str(name)):
             raise Failure(f"arms.{name}: a name is letters, digits, '_', '-' and '.'")
         merged = _merged(base, _mapping(changes, f"arms.{name}"))
-        try:
+        with within(f"arms.{name}"):
             made[str(name)] = make({**merged, "name": str(name)}, folder=folder)
-        except Failure as error:
-            raise Failure(f"arms.{name}: {error}") from error
     return made
 
 

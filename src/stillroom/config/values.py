@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,6 +31,16 @@ def checked(cls: type[T], values: Any, path: str) -> T:
         return TypeAdapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
         raise Failure("\n".join(_sentences(cls, error, path))) from error
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Puts ``path`` before what a Failure of the block says; it keeps its kind."""
+    try:
+        yield
+    except Failure as error:
+        error.args = (f"{path}: {error}",)
+        raise
 
 
 def plain(value: Any) -> Any:

@@ -107,8 +107,7 @@ class _Training:
         return {"student": student, **{k: n.to(device) for k, n in made.items()}}
 
     def run_all(self) -> Result:
-        self._resume()
-        if self.run.step == 0 and not self.start:
+        if not self._resumed():
             self.start = self._measure("test")
             self._validate()
             self._samples()
@@ -151,7 +150,7 @@ class _Training:
         suite = self.job.suite
         if suite is None:
             return {}
-        with torch.random.fork_rng(), torch.no_grad(), self.run.clock("evaluate"):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.run.clock("evaluate"):
             return suite.measure(self.run.players, split)
 
     def _validate(self) -> None:
@@ -202,11 +201,12 @@ class _Training:
             if self.best is None or old.name != f"best-{self.best['step']:08d}.safetensors":
                 old.unlink()
 
-    def _resume(self) -> None:
+    def _resumed(self) -> bool:
+        """Whether there was a checkpoint; then the run stands where it was written."""
         places = checkpoint.saved(self.checkpoints)
         if not places:
             self.record.rewind(-1)
-            return
+            return False
         state, run = checkpoint.load(places[-1]), self.run
         if (before := len(state["random"])) != self.processes.world:
             raise Failure(
@@ -220,6 +220,7 @@ class _Training:
         self.start, self.best, self.spent = state["start"], state["best"], state["spent"]
         self.record.rewind(run.step)
         checkpoint.restore_random(state["random"][self.processes.rank])
+        return True
 
     def _samples(self) -> None:
         if self.job.suite is not None and self.job.eval.samples:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from stillroom.evaluation.suite import View, mean
 from stillroom.losses.policy import label_logp
 
@@ -13,7 +17,18 @@ COLUMNS = {
 
 def measure(view: View) -> dict[str, float]:
     """Share of examples whose likeliest class is the label, and mean -log p(label)."""
-    said = [(view.student(batch).logits, batch.labels) for batch in view.batches()]
+    return _describe([(view.student(batch).logits, batch.labels) for batch in view.batches()])
+
+
+def teacher(view: View) -> dict[str, float]:
+    """The same of a live teacher; nothing for one that gives no logits."""
+    live = view.teachers.get("teacher")
+    if live is None or "logits" not in live.signals:
+        return {}
+    return _describe([(live(batch).logits, batch.labels) for batch in view.batches()])
+
+
+def _describe(said: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     return {
         "accuracy": mean([(z.argmax(-1) == y).double() for z, y in said]),
         "class_nll": -mean([label_logp(z, y) for z, y in said]),

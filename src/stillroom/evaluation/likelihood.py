@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from stillroom.core import Batch, Signals
 from stillroom.evaluation.suite import View, mean
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import label_logp
@@ -23,7 +25,17 @@ def measure(view: View) -> dict[str, float]:
 
     In nats a supervised token, each token after the teacher's own prefix.
     """
-    said = [per_row(_both, view.student(batch), None, batch.labels) for batch in view.batches()]
+    return _described(view, view.student)
+
+
+def teacher(view: View) -> dict[str, float]:
+    """The same of a live teacher; nothing for one that gives no logits."""
+    live = view.teachers.get("teacher")
+    return {} if live is None or "logits" not in live.signals else _described(view, live)
+
+
+def _described(view: View, speaker: Callable[[Batch], Signals]) -> dict[str, float]:
+    said = [per_row(_both, speaker(batch), None, batch.labels) for batch in view.batches()]
     nll = -mean([s[:, 0] for s in said])
     return {
         "nll": nll,

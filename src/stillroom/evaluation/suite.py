@@ -102,11 +102,12 @@ class Suite:
 
     def samples(self, players: Mapping[str, nn.Module], count: int) -> list[dict[str, str]]:
         """The student's answers to the first test prompts, beside the teacher's."""
-        data: Any = self.splits.get("test", self.splits.get("validation"))
-        if self.renderer is None or data is None:
+        split = next((name for name in ("test", "validation") if name in self.splits), None)
+        if self.renderer is None or split is None:
             return []
+        view = self.view(players, split)
+        data: Any = view.data
         examples = data.examples[:count]
-        view = self.view(players, "test")
         answers = sample(
             view.student,
             [e.prompt_ids for e in examples],

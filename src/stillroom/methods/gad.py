@@ -38,16 +38,17 @@ class GAD(Method):
     Steps run through these stages: the warm-up (``warmup`` of all), the critic alone
     (``critic_alone``), the adversarial stage (the rest), which begins with a fresh optimiser.
 
-    Differences: rewards are computed at temperature 1 log-probabilities whatever the sampling
-    temperature. Where the paper is silent (unconfirmed): the critic's update comes before the
-    student's, and its reward before both.
+    Differences: the critic is updated before the student, as in the authors' code (the paper's
+    listing has the student first). Ratio and KL are of log-probabilities at temperature 1,
+    whatever the sampling temperature (unconfirmed for the authors' code). The warm-up's learning
+    rate is a stretch of the recipe's schedule; a checkpoint is chosen by what the recipe selects.
 
     Args:
         group: N, samples of each prompt.
         warmup: share of the steps that imitate; 1 is SeqKD.
         critic_from: share of the warm-up after which the critic joins in.
         head_start: first steps of a joining critic in which the student waits.
-        critic_alone: share of the steps after the warm-up in which only the critic learns.
+        critic_alone: share of all steps, right after the warm-up, in which only the critic learns.
         critic: changes of the student's config for a fresh critic of another size; none copies
             the student.
         critic_loss: the ablation ``cross-entropy`` judges each text for itself.

@@ -241,11 +241,10 @@ def _splits(
     ledger: dict[str, Any],
 ) -> dict[str, Data]:
     told, left_out = recipe.data, {"prompt too long": 0, "completion too long": 0}
-    room = context
-    if context is not None and recipe.method.needs.rollouts:
-        room = context - recipe.sampling.max_new_tokens
 
-    def kept(rows: Sequence[tuple[str, Row]]) -> list[Example]:
+    def kept(rows: Sequence[tuple[str, Row]], *, test: bool = False) -> list[Example]:
+        sampled = recipe.method.needs.rollouts or (test and recipe.eval.samples > 0)
+        room = context - recipe.sampling.max_new_tokens if context and sampled else context
         found = []
         for where, row in rows:
             example = renderer.example(row, where)
@@ -259,9 +258,9 @@ def _splits(
                 found.append(example)
         return found
 
-    examples = {split: kept(rows) for split, rows in texts.rows.items()}
+    examples = {split: kept(rows, test=split == "test") for split, rows in texts.rows.items()}
     if told.hold_out is not None:
-        pool, n = kept(texts.pool), told.hold_out
+        pool, n = kept(texts.pool, test=True), told.hold_out
         if len(pool) < 2 * n:
             raise Failure(
                 f"data.hold_out: only {len(pool)} of {len(texts.pool)} rows set aside are short "

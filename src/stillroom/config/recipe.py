@@ -148,6 +148,8 @@ def read(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> R
         )
     told.setdefault("name", file.stem)
     changes = _mapping(told.pop("tiny", None), "tiny")
+    if tiny and not changes:
+        raise Failure(f"{file} has no 'tiny' section, which would say what --tiny makes smaller")
     if tiny:
         told = _merged(told, changes)
     for override in overrides:

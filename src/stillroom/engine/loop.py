@@ -70,7 +70,8 @@ class _Means:
         if not torch.isfinite(value.detach()[mask > 0]).all():
             bad = ~torch.isfinite(value.detach()) & (mask > 0)
             raise self._not_finite(term, micro, bad)
-        return (torch.where(mask > 0, value, 0) * mask).sum() / self._count(term.over).to(value)
+        total = (torch.where(mask > 0, value, 0) * mask).sum()  # float32 or better: masks are
+        return total / self._count(term.over).to(total)
 
     def _count(self, over: str) -> Tensor:
         if over not in self.counts:
@@ -83,7 +84,7 @@ class _Means:
         owner = holder.owner if len(bad) == len(holder.owner) else torch.arange(holder.size)
         ids = sorted(set(holder.id.cpu()[owner.cpu()[bad.cpu()]].tolist()))
         return NotFinite(
-            f"step {self.run.step}: the term {term.name!r} is not finite for the samples with "
+            f"step {self.run.step + 1}: the term {term.name!r} is not finite for the samples with "
             f"ids {ids}; nothing was updated. Look at these rows, or lower train.lr or train.clip"
         )
 
@@ -92,8 +93,9 @@ def _check_norms(run: Run, norms: dict[str, float], batch: Batch) -> None:
     for player, norm in norms.items():
         if not math.isfinite(norm):
             raise NotFinite(
-                f"step {run.step}: the gradient of {player!r} is not finite (the samples' ids are "
-                f"{batch.id.tolist()}); nothing was updated. Lower train.lr or train.clip"
+                f"step {run.step + 1}: the gradient of {player!r} is not finite for the samples "
+                f"with ids {sorted(batch.id.tolist())}; nothing was updated. Lower train.lr or "
+                "train.clip"
             )
 
 

@@ -55,6 +55,14 @@ class Train:
             wrong = sorted(set(self.lr) - set(known))
             hint = nearest(wrong[0], known) or f"; it has {', '.join(known)}"
             raise Failure(f"train.lr: a schedule has no field {wrong[0]!r}{hint}")
+        told = list(self.lr.values()) if isinstance(self.lr, Mapping) else [self.lr]
+        for stretches in (t if isinstance(t, list) else [t] for t in told):
+            untils = [s.until if isinstance(s, Rate) else None for s in stretches]
+            if untils[-1:] != [None] or untils[:-1] != sorted({u for u in untils if u}):
+                raise Failure(
+                    "train.lr: each stretch of a schedule says until which step it goes, later "
+                    f"than the one before; the last says nothing. These say {untils}"
+                )
 
     def check_names(self, players: Sequence[str]) -> None:
         """Raises Failure where ``lr`` or ``clip`` names what does not learn in this run."""

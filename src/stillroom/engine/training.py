@@ -21,7 +21,7 @@ from stillroom.core import Failure, Setup
 from stillroom.data.streams import Stream
 from stillroom.engine import checkpoint
 from stillroom.engine.job import Job
-from stillroom.engine.loop import iterate
+from stillroom.engine.loop import NotFinite, iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.record import Record
@@ -56,7 +56,12 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
         if (done := record.read("result.json")) is not None:
             job.student.load(folder / "student")
             return Result(folder, job.student, done["start"], done["test"], done, fresh=False)
-        return _Training(job, record, processes, progress).run_all()
+        try:
+            return _Training(job, record, processes, progress).run_all()
+        except NotFinite as error:
+            last = checkpoint.step_of(checkpoint.saved(folder / "checkpoints")[-1])
+            error.args = (f"{error}. The checkpoint of step {last} is whole",)
+            raise
 
 
 def check(job: Job) -> None:
@@ -140,7 +145,8 @@ class _Training:
         device = self.processes.device
         total = self.processes.total(torch.tensor(own, dtype=torch.float64, device=device))
         self.spent["cpu_seconds"] += float(total[0])
-        run.tokens = {k: n + int(new) for (k, n), new in zip(before.items(), total[1:], strict=True)}
+        for (kind, count), new in zip(before.items(), total[1:], strict=True):
+            run.tokens[kind] = count + int(new)
 
     def _due(self) -> bool:
         every = self.job.eval.every

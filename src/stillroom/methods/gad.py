@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -36,7 +36,8 @@ class GAD(Method):
     the student then follows the sequence-level reverse KL.
 
     Steps run through these stages: the warm-up (``warmup`` of all), the critic alone
-    (``critic_alone``), the adversarial stage (the rest), which begins with a fresh optimiser.
+    (``critic_alone`` of what is left), the adversarial stage (the rest), which begins with a
+    fresh optimiser.
 
     Differences: the critic is updated before the student, as in the authors' code (the paper's
     listing has the student first). Ratio and KL are of log-probabilities at temperature 1,
@@ -45,10 +46,10 @@ class GAD(Method):
 
     Args:
         group: N, samples of each prompt.
-        warmup: share of the steps that imitate; 1 is SeqKD.
+        warmup: share of the steps that imitate; 1, with ``critic_from`` 1, is SeqKD.
         critic_from: share of the warm-up after which the critic joins in.
         head_start: first steps of a joining critic in which the student waits.
-        critic_alone: share of all steps, right after the warm-up, in which only the critic learns.
+        critic_alone: share of the steps after the warm-up in which only the critic learns.
         critic: changes of the student's config for a fresh critic of another size; none copies
             the student.
         critic_loss: the ablation ``cross-entropy`` judges each text for itself.
@@ -70,7 +71,7 @@ class GAD(Method):
     warmup: Annotated[float, Ge(0), Le(1)] = 1 / 3
     critic_from: Annotated[float, Ge(0), Le(1)] = 0.0
     head_start: Annotated[int, Ge(0)] = 10
-    critic_alone: Annotated[float, Ge(0), Le(1)] = 0.0
+    critic_alone: Annotated[float, Ge(0), Lt(1)] = 0.0
     critic: dict[str, Any] | None = None
     critic_loss: Literal["bradley-terry", "cross-entropy"] = "bradley-terry"
     critic_frozen: bool = False
@@ -110,7 +111,7 @@ class GAD(Method):
         return min(batch.size, -(-self.prompts * batch.size // everywhere))
 
     def _rewarded(self, run: Run, samples: Batch, reward: Tensor) -> Batch:
-        said = per_row(_logp_and_entropy, run.student(samples), None, samples.labels)
+        said = per_row(_logp_and_entropy, run.ask("student", samples), None, samples.labels)
         run.log(**{"gad/reward": reward, "gad/entropy": said[:, 1]})
         old = said[:, 0]
         advantage = group_advantage(reward, self.group)[samples.owner]
@@ -182,7 +183,7 @@ class _Stage:
 
     def __init__(self, method: GAD, run: Run) -> None:
         warm = round(method.warmup * run.steps)
-        alone = warm + round(method.critic_alone * run.steps)
+        alone = warm + round(method.critic_alone * (run.steps - warm))
         joins = round(method.critic_from * warm)
         self.begins = run.step == alone
         self.adversarial = run.step >= alone

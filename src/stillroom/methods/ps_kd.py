@@ -46,12 +46,16 @@ class PSKD(Method):
             logits = setup.student(setup.batch.part(0, 1)).logits
         return {"before": Bank(setup.samples, logits.shape[-1], dtype=logits.dtype)}
 
+    def prepare(self, run: Run, batch: Batch) -> Batch:
+        before = run.players["before"]  # read before any micro-batch writes
+        label = functional.one_hot(batch.labels, before.values.shape[-1]).to(before.values)
+        return batch.add(label=label, past=before.read(batch.id, label))
+
     def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
-        logits, before = run.student(batch).logits, run.players["before"]
-        label = functional.one_hot(batch.labels, logits.shape[-1]).to(logits)
+        logits = run.student(batch).logits
         a = self.alpha * min(1.0, (run.epoch + 1) / max(1.0, run.epochs))
-        target = (1 - a) * label + a * before.read(batch.id, label)
-        before.write(batch.id, logits.softmax(-1))
+        target = (1 - a) * batch.label + a * batch.past
+        run.players["before"].write(batch.id, logits.softmax(-1))
         yield Update(Term(-(target * logits.log_softmax(-1)).sum(-1)))
 
     def after(self, run: Run, batch: Batch) -> None:

@@ -28,4 +28,6 @@ class Scorer(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         states = self.body.states(batch)
         at_last = states[torch.arange(batch.size, device=states.device), batch.last]
-        return self.head(at_last).squeeze(-1)
+        # scores are compared by their differences, for which bfloat16 has too few digits
+        with torch.autocast(states.device.type, enabled=False):
+            return self.head(at_last.to(self.head.weight)).squeeze(-1)

@@ -12,7 +12,7 @@ import pytest
 
 import stillroom
 from stillroom import catalogue
-from stillroom.core import Method
+from stillroom.core import Failure, Method
 from stillroom.reports.pages import write_pages
 
 METHODS = Path(stillroom.__file__).parent / "methods"
@@ -75,7 +75,7 @@ def test_a_row_tells_what_the_file_says() -> None:
 
 @pytest.mark.parametrize("ask", [catalogue.row, catalogue.load])
 def test_an_unknown_name_is_answered_with_the_nearest(ask: Callable[[str], object]) -> None:
-    with pytest.raises(LookupError, match=r"there is no 'seqdk'; did you mean 'seqkd'\?"):
+    with pytest.raises(Failure, match=r"there is no 'seqdk'; did you mean 'seqkd'\?"):
         ask("seqdk")
 
 
@@ -99,7 +99,7 @@ def test_a_class_of_ones_own_is_loaded_by_its_module(
     assert mine.__name__ == "Mine"
     for module, count in (("none", 0), ("two", 2)):
         refusal = rf"of_my_own\.{module} must define exactly one Method, found {count}"
-        with pytest.raises(LookupError, match=refusal):
+        with pytest.raises(Failure, match=refusal):
             catalogue.load(f"of_my_own.{module}")
     with pytest.raises(ModuleNotFoundError):
         catalogue.load("of_my_own.absent")

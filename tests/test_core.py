@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from stillroom import core
-from stillroom.core import Batch, Failure, Head, Method, Needs, Paper, Signals, Term
+from stillroom.core import Batch, Failure, Head, Method, Needs, Paper, Signals, Term, signals
 from stillroom.data.text import collate
 
 tokens = st.lists(st.integers(1, 30), min_size=1, max_size=4)
@@ -182,9 +181,9 @@ def test_a_head_by_hand():
 def test_logits_are_made_of_hidden_states_while_they_are_small(monkeypatch):
     said = Signals(hidden=torch.randn(4, 2), head=Head(torch.randn(3, 2)))
     assert torch.equal(said.logits, said["head"].logits(said.hidden))
-    monkeypatch.setattr(core, "SMALL_LOGITS", 12)
+    monkeypatch.setattr(signals, "SMALL_LOGITS", 12)
     assert said.logits.shape == (4, 3)
-    monkeypatch.setattr(core, "SMALL_LOGITS", 11)
+    monkeypatch.setattr(signals, "SMALL_LOGITS", 11)
     with pytest.raises(Failure, match=r"4 rows by 3 tokens are too large.*per_row\(objective"):
         _ = said.logits
     with pytest.raises(AttributeError, match="this Signals has no 'attention'"):

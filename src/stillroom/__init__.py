@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.api import Distilled, distill, run
     from stillroom.catalogue import load, names
-    from stillroom.core import Failure
+    from stillroom.failures import Failure
 
 __all__ = ["Distilled", "Failure", "distill", "load", "names", "run"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ _HOMES = {
     "Distilled": "api",
     "distill": "api",
     "run": "api",
-    "Failure": "core",
+    "Failure": "failures",
     "load": "catalogue",
     "names": "catalogue",
 }

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stillroom.failures import Failure
+
 ROOMS = {"methods": "method"}
 """Folders that hold one class a file, and what that class is called."""
 TOLD = ("paper", "needs", "modality", "family")
@@ -76,10 +78,10 @@ def load(name: str) -> Any:
     """The one class that the named file defines; ``package.module`` loads a user's own file.
 
     Raises:
-        LookupError: no such name, or the file defines no class of its kind, or several.
+        Failure: no such name, or the file defines no class of its kind, or several.
     """
     if name not in names() and "." not in name:
-        raise LookupError(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+        raise Failure(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
     module = importlib.import_module(names().get(name, name))
     core = importlib.import_module("stillroom.core")
     found = [
@@ -90,7 +92,7 @@ def load(name: str) -> Any:
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise LookupError(f"{module.__name__} must define exactly one Method, found {len(found)}")
+        raise Failure(f"{module.__name__} must define exactly one Method, found {len(found)}")
     return found[0]
 
 
@@ -108,7 +110,7 @@ def row(name: str) -> dict[str, Any]:
     elif "." in name and (found := importlib.util.find_spec(name)) and found.origin:
         file = Path(found.origin)
     else:
-        raise LookupError(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+        raise Failure(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
     body = _only_class(ast.parse(file.read_text(encoding="utf-8")), file)
     told = {
         target.id: node.value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from stillroom.failures import Failure
+
 
 def extra(module: str, group: str, why: str) -> ModuleType:
     """Import an optional module, or say how to get it.
@@ -20,8 +22,6 @@ def extra(module: str, group: str, why: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        from stillroom.core import Failure  # not at the top: core brings torch
-
         missing = error.name or module
         raise Failure(
             f"{missing.partition('.')[0]} is not installed, and {why} cannot do without it: "

@@ -148,6 +148,18 @@ CHANGES = {
         {"data": {"world": {"name": "marked_order"}}},
         ["data.world.name", "'marked_order'", "marked_orders"],
     ),
+    "unknown option of a world": (
+        {"data": {"world": {"name": "marked_orders", "promts": 64}}},
+        ["data.world.promts", "did you mean 'prompts'?"],
+    ),
+    "a world too small": (
+        {"data": {"world": {"name": "marked_orders", "prompts": 3}}},
+        ["data.world", "prompts", "16", "got 3"],
+    ),
+    "a choice that is no choice": (
+        {"data": {"world": {"name": "marked_orders", "one_style": "no"}}},
+        ["data.world.one_style", "'no'"],
+    ),
     "too much held out": ({"data/hold_out": 4}, ["data.hold_out", "4", "8 rows"]),
     "held out twice": (
         {"data/hold_out": 1, "data/test": "rows.jsonl"},

@@ -89,14 +89,15 @@ def test_long_rows_are_left_out_and_counted(job):
     assert made.ledger["rows"] == {"train": 40 - dropped}
 
 
-def test_the_wanted_number_is_held_out_though_long_rows_drop_out(job):
-    made = job(data={"hold_out": 3, "max_completion_tokens": 5})
-    assert len(prompts(made, "validation")) == len(prompts(made, "test")) == 3
-    assert not set(prompts(made, "test")) & set(
-        prompts(made, "train") + prompts(made, "validation")
-    )
-    left = made.ledger["left_out"]["completion too long"]
-    assert sum(made.ledger["rows"].values()) == 40 - left
+def test_the_wanted_number_is_held_out_though_long_rows_drop_out(job, tmp_path):
+    long = [{"prompt": f"more {i}:", "completion": str(3**200 + i)} for i in range(8)]
+    write(tmp_path / "mixed.jsonl", ROWS + long)
+    made = job(data={"train": "mixed.jsonl", "hold_out": 6, "max_completion_tokens": 20})
+    assert made.ledger["left_out"] == {"completion too long": 8}
+    splits = {name: prompts(made, name) for name in ("train", "validation", "test")}
+    assert {name: len(found) for name, found in splits.items()} == made.ledger["rows"]
+    assert made.ledger["rows"] == {"train": 28, "validation": 6, "test": 6}
+    assert len(set(itertools.chain(*splits.values()))) == 40
 
 
 def test_too_few_short_rows_to_hold_out_are_told(job):

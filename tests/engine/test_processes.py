@@ -76,8 +76,7 @@ def test_another_number_of_processes_is_refused(tmp_path):
     two = launch.together(2, tmp_path / "log", launch.ps_kd, tmp_path / "run", **told)
     assert [child.wait() for child in two] == [1, 1]
     for child in two:
-        assert "Failure: the run was saved by 1 process" in child.said()
-        assert "taken up by 2" in child.said()
+        assert "holds a run of 1 process and is taken up by 2" in child.said()
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.failures import Failure
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -182,10 +184,6 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("STILLROOM_DEBUG"):
             traceback.print_exc()
-        elif not isinstance(error, OSError) and type(error).__name__ not in _MENDABLE:
+        elif not isinstance(error, OSError | Failure):
             typer.echo("an error of stillroom itself; --debug shows where", err=True)
-        _fail(str(error.args[0] if isinstance(error, LookupError) and error.args else error))
-
-
-_MENDABLE = {"Failure", "NotFinite", "LookupError"}
-"""By name: to import core for its classes would bring torch into every command."""
+        _fail(str(error))

@@ -97,7 +97,8 @@ def _sentence(where: str, found: Any, owner: Any) -> str:
     if kind == "missing":
         return f"{where}: missing, and it has no default"
     if kind == "value_error":  # the class's own words
-        return str(found["ctx"]["error"])
+        told = str(found["ctx"]["error"])
+        return told if told.startswith(f"{where}.") else f"{where}: {told}"
     return f"{where}: must be {_wanted(found)}, got {got!r}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from stillroom.failures import Failure
 from stillroom.reports import words
 from stillroom.reports.folder import Arm, RunFolder, read_folder
 from stillroom.reports.results import DASH, LEGEND, number, results
@@ -72,8 +73,6 @@ def _arm(folder: RunFolder, student_dir: Path) -> Arm:
     for arm in folder.arms.values():
         if inside.is_relative_to(arm.path.resolve()) or len(folder.arms) == 1:
             return arm
-    from stillroom.core import Failure  # not at the top: core brings torch
-
     raise Failure(
         f"{student_dir} lies in none of the arms of {folder.path} ({', '.join(folder.arms)}): "
         "give the student/ folder of one of them"

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from stillroom.failures import Failure
+
 ARM_FILES = ("recipe.yaml", "metrics.jsonl", "result.json")
 PASSWORD = re.compile(r"(://)[^/@\s'\"]+@")
 """What stands before the host in ``https://user:secret@host``: never shown."""
@@ -69,17 +71,17 @@ def read_folder(path: Path | str) -> RunFolder:
     """
     path = Path(path)
     if not (path / "recipe.yaml").is_file():
-        raise _failure(
+        raise Failure(
             f"{path} is no run folder: it holds no recipe.yaml; give the folder that a run wrote"
         )
     if path.resolve().parent.name == "arms":
-        raise _failure(f"{path} is one arm of a run: give {path.resolve().parent.parent}")
+        raise Failure(f"{path} is one arm of a run: give {path.resolve().parent.parent}")
     recipe = _yaml(path / "recipe.yaml")
     places = _places(path, recipe)
     _check_finished(path, places)
     table = _json(path / "table.json")
     if not {"rows", "columns"} <= set(table):
-        raise _failure(f"{path / 'table.json'} needs rows and columns, and has {sorted(table)}")
+        raise Failure(f"{path / 'table.json'} needs rows and columns, and has {sorted(table)}")
     return RunFolder(
         path=path,
         recipe=recipe,
@@ -106,7 +108,7 @@ def _check_finished(path: Path, places: Mapping[str, Path]) -> None:
     needed = [path / "environment.json", path / "table.json"]
     needed += [place / file for place in places.values() for file in ARM_FILES]
     if missing := [str(file.relative_to(path)) for file in needed if not file.is_file()]:
-        raise _failure(
+        raise Failure(
             f"the run in {path} is unfinished: it lacks {', '.join(missing)}; let it end, or "
             "start it again from its recipe.yaml, and report then"
         )
@@ -127,14 +129,14 @@ def _text(file: Path) -> str:
     try:
         return PASSWORD.sub(r"\1***@", file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise _failure(f"{file} is not UTF-8 text ({error}): restore it or run again") from error
+        raise Failure(f"{file} is not UTF-8 text ({error}): restore it or run again") from error
 
 
 def _yaml(file: Path) -> Record:
     try:
         return _mapping(file, yaml.safe_load(_text(file)))
     except yaml.YAMLError as error:
-        raise _failure(f"{file} is not YAML ({error}): restore it or run again") from error
+        raise Failure(f"{file} is not YAML ({error}): restore it or run again") from error
 
 
 def _json(file: Path) -> Record:
@@ -151,17 +153,11 @@ def _parse(file: Path, text: str, where: str) -> Record:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _failure(f"{file}{where} is not JSON ({error}): restore it or run again") from error
+        raise Failure(f"{file}{where} is not JSON ({error}): restore it or run again") from error
     return _mapping(file, value, where)
 
 
 def _mapping(file: Path, value: Any, where: str = "") -> Record:
     if not isinstance(value, Mapping):
-        raise _failure(f"{file}{where} must be a mapping, not {type(value).__name__}")
+        raise Failure(f"{file}{where} must be a mapping, not {type(value).__name__}")
     return value
-
-
-def _failure(message: str) -> Exception:
-    from stillroom.core import Failure  # not at the top: core brings torch
-
-    return Failure(message)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from stillroom.failures import Failure
 from stillroom.reports import logs, plots, words
 from stillroom.reports.folder import RunFolder, read_folder
 from stillroom.reports.results import LEGEND, results
@@ -70,8 +71,6 @@ def sentence(folder: RunFolder) -> str:
 
 
 def _curves(folder: RunFolder) -> tuple[plots.Curves | None, str]:
-    from stillroom.core import Failure  # not at the top: core brings torch
-
     try:
         return plots.curves(folder), ""
     except Failure as absent:

@@ -1,0 +1,145 @@
+"""Rows of a recipe's data: read, held out, rendered, counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from stillroom.config.recipe import Recipe, find_data
+from stillroom.config.specs import DataSpec
+from stillroom.config.values import checked
+from stillroom.core import Failure
+from stillroom.data.marked_orders import MarkedOrders
+from stillroom.data.streams import Data
+from stillroom.data.text import Example, Renderer, Row, TextData, read_jsonl
+
+WORLDS = {"marked_orders": MarkedOrders}
+
+
+@dataclass
+class Texts:
+    """Rows by split, where they came from, and the world they were made in."""
+
+    rows: dict[str, list[tuple[str, Row]]]
+    pool: Sequence[tuple[str, Row]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    world: Any = None
+
+
+def gathered(recipe: Recipe, given: Sequence[Row] | None) -> Texts:
+    """The rows of a world, of a Python caller (``given``), or of the files that are named."""
+    told = recipe.data
+    if told.world is not None:
+        return _world(recipe)
+    if given is not None:
+        named = {"train": [(f"data, row {i}", row) for i, row in enumerate(given)]}
+        return _held_out(Texts(named), told)
+    if told.train is None:
+        raise Failure("data.train: name a file of rows (or data.world)")
+    texts = Texts({})
+    for split in ("train", "validation", "test"):
+        if (name := getattr(told, split)) is not None:
+            file = find_data(name, recipe.folder, f"data.{split}")
+            rows = read_jsonl(file)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            texts.files.append({"file": name, "rows": len(rows), "sha256": digest})
+            texts.rows[split] = [(f"{file}, line {i}", row) for i, row in enumerate(rows, 1)]
+    return _held_out(texts, told)
+
+
+def _world(recipe: Recipe) -> Texts:
+    told = dict(recipe.data.world or {})
+    name, one_style = told.pop("name", None), told.pop("one_style", False)
+    if name not in WORLDS:
+        raise Failure(f"data.world.name: there is no {name!r}; there is {', '.join(WORLDS)}")
+    if not isinstance(one_style, bool):
+        raise Failure(f"data.world.one_style: must be true or false, got {one_style!r}")
+    world = checked(WORLDS[name], told, "data.world")
+    rows = world.splits(recipe.run.seed, one_style=one_style)
+    named: dict[str, list[tuple[str, Row]]] = {
+        k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()
+    }
+    return Texts(named, world=world)
+
+
+def _held_out(texts: Texts, told: DataSpec) -> Texts:
+    """Sets rows aside before any tokenizer sees them; how many fit is known only later."""
+    if told.hold_out is None:
+        return texts
+    if "validation" in texts.rows or "test" in texts.rows:
+        raise Failure("data.hold_out: give either it or data.validation and data.test")
+    rows = texts.rows["train"]
+    spare = told.max_prompt_tokens or told.max_completion_tokens
+    count = told.hold_out * (3 if spare else 2)
+    if count >= len(rows):
+        raise Failure(f"data.hold_out: {told.hold_out} is too many of {len(rows)} rows")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    texts.pool = [rows[i] for i in order[:count]]
+    texts.rows["train"] = [rows[i] for i in order[count:]]
+    return texts
+
+
+def rendered(
+    recipe: Recipe,
+    texts: Texts,
+    renderer: Renderer,
+    context: int | None,
+    ledger: dict[str, Any],
+) -> dict[str, Data]:
+    """Data sets by split, of the rows that fit; tells ``ledger`` what was read and left out."""
+    told, left_out = recipe.data, {"prompt too long": 0, "completion too long": 0}
+
+    def kept(rows: Sequence[tuple[str, Row]], *, test: bool = False) -> list[Example]:
+        sampled = recipe.method.needs.rollouts or (test and recipe.eval.samples > 0)
+        room = context - recipe.sampling.max_new_tokens if context and sampled else context
+        found = []
+        for where, row in rows:
+            example = renderer.example(row, where)
+            prompt, answer = len(example.prompt_ids), len(example.completion_ids)
+            if told.max_prompt_tokens is not None and prompt > told.max_prompt_tokens:
+                left_out["prompt too long"] += 1
+            elif told.max_completion_tokens is not None and answer > told.max_completion_tokens:
+                left_out["completion too long"] += 1
+            else:
+                _check_room(where, prompt, answer, context, room)
+                found.append(example)
+        return found
+
+    examples = {split: kept(rows, test=split == "test") for split, rows in texts.rows.items()}
+    if told.hold_out is not None:
+        pool, n = kept(texts.pool, test=True), told.hold_out
+        if len(pool) < 2 * n:
+            raise Failure(
+                f"data.hold_out: only {len(pool)} of {len(texts.pool)} rows set aside are short "
+                f"enough, but {n} are wanted twice: lower it or raise the limits of data"
+            )
+        examples |= {"validation": pool[:n], "test": pool[n : 2 * n]}
+        examples["train"] += pool[2 * n :]
+    if empty := [split for split, found in examples.items() if not found]:
+        raise Failure(f"data: no row is left for {empty[0]}; left out: {left_out}")
+    ledger |= {
+        "files": texts.files,
+        "rows": {split: len(found) for split, found in examples.items()},
+        "left_out": {why: n for why, n in left_out.items() if n},
+        "licence": told.licence,
+    }
+    return {split: TextData(found, renderer.pad_id) for split, found in examples.items()}
+
+
+def _check_room(
+    where: str, prompt: int, answer: int, context: int | None, room: int | None
+) -> None:
+    if context is not None and prompt + answer > context:
+        raise Failure(
+            f"{where}: {prompt} tokens of prompt and {answer} of completion exceed the student's "
+            f"context of {context}; set data.max_prompt_tokens or data.max_completion_tokens"
+        )
+    if room is not None and prompt > room:
+        raise Failure(
+            f"{where}: a prompt of {prompt} tokens leaves no room for sampling.max_new_tokens in "
+            f"the context of {context}; lower it or set data.max_prompt_tokens"
+        )

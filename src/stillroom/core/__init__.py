@@ -1,0 +1,36 @@
+"""The words that every room shares: batches, signals, needs, terms, updates, methods, runs.
+
+Needs torch and nothing else. Nothing here trains, loads or samples.
+"""
+
+from stillroom.core.batch import Bag, Batch
+from stillroom.core.method import (
+    Method,
+    Needs,
+    Objective,
+    Paper,
+    Run,
+    Setup,
+    Teacher,
+    Term,
+    Update,
+)
+from stillroom.core.signals import Head, Signals
+from stillroom.failures import Failure
+
+__all__ = [
+    "Bag",
+    "Batch",
+    "Failure",
+    "Head",
+    "Method",
+    "Needs",
+    "Objective",
+    "Paper",
+    "Run",
+    "Setup",
+    "Signals",
+    "Teacher",
+    "Term",
+    "Update",
+]

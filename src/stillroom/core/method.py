@@ -1,0 +1,162 @@
+"""What a method states, yields and may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from stillroom.catalogue import paper_url
+from stillroom.core.batch import Batch
+from stillroom.core.signals import Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks for, checked before the first step.
+
+    ``fresh``: asks the teacher about sequences that the data do not hold. ``whole``: compares
+    the samples of a batch, which is then never split, and gathered over processes.
+    """
+
+    teacher: Set[str] = frozenset()
+    student: Set[str] = frozenset({"logits"})
+    rollouts: bool = False
+    fresh: bool = False
+    whole: bool = False
+    streams: Set[str] = frozenset({"train"})
+
+
+@dataclass(frozen=True)
+class Paper:
+    """``id`` of the arXiv (or a DOI), who and when, the title."""
+
+    id: str
+    authors: str
+    title: str = ""
+
+    @property
+    def url(self) -> str:
+        return paper_url(self.id)
+
+
+@dataclass(frozen=True)
+class Term:
+    """``weight`` times the mean of ``value`` over the batch's mask named ``over``.
+
+    ``value`` has the shape of the mask. The mean runs over all micro-batches and processes.
+    """
+
+    value: Tensor
+    over: str = "mask"
+    weight: float = 1.0
+    name: str = "loss"
+
+
+@dataclass(frozen=True)
+class Update:
+    """ONE optimiser step of the named players; afterwards the gradients of ALL are dropped."""
+
+    terms: Term | Sequence[Term]
+    players: tuple[str, ...] = ("student",)
+
+
+class Teacher(Protocol):
+    """Anything that says signals about a batch."""
+
+    @property
+    def signals(self) -> Set[str]: ...
+    @property
+    def fresh(self) -> bool: ...
+
+    def __call__(self, batch: Batch, *, grad: bool = False) -> Signals: ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may read when it makes its players: before optimisers, after loading."""
+
+    student: nn.Module
+    teachers: Mapping[str, Teacher]
+    batch: Batch
+    samples: int
+    """Sample ids of the training stream are below this."""
+
+
+class Run(Protocol):
+    """What a method may touch."""
+
+    players: Mapping[str, Any]
+    step: int
+    steps: int
+    epoch: int
+    """Full passes over the training stream that came before this step."""
+    epochs: float
+    """Passes that the whole run makes."""
+
+    @property
+    def progress(self) -> float: ...
+    def student(self, batch: Batch) -> Signals: ...
+    def teacher(self, batch: Batch, name: str = "teacher", *, grad: bool = False) -> Signals: ...
+    def rollout(self, batch: Batch, n: int = 1, **sampling: Any) -> Batch: ...
+    def ask(self, player: str, batch: Batch) -> Any: ...
+    def next(self, stream: str) -> Batch: ...
+    def gather(self, value: Any) -> Any: ...
+    def uniform(self, tag: int = 0) -> float: ...
+    def reset(self, player: str) -> None: ...
+    def log(self, **values: Tensor | float) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One paper. Fields are hyper-parameters; class-body literals say what it needs.
+
+    A method holds no state: what changes lives in players. Most define ``loss`` and stop.
+    """
+
+    paper: ClassVar[Paper | None] = None
+    needs: ClassVar[Needs] = Needs()
+    modality: ClassVar[str] = "any"
+    family: ClassVar[str] = ""
+
+    def players(self, setup: Setup) -> Mapping[str, nn.Module]:
+        """Further networks: projectors, critic, frozen snapshots, tables."""
+        return {}
+
+    def layers(self) -> Mapping[str, Sequence[str]]:
+        """Names of the layers whose features are read, by player or teacher."""
+        return {}
+
+    def prepare(self, run: Run, batch: Batch) -> Batch:
+        """Once a step, no gradient, all rows of this process, before it is split."""
+        return batch
+
+    def loss(
+        self, student: Signals, teacher: Signals, batch: Batch, nets: Mapping[str, Any]
+    ) -> Term | Sequence[Term]:
+        raise NotImplementedError(f"{type(self).__name__} must define loss() or updates()")
+
+    def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
+        """Per micro-batch, all in lockstep; how many must not depend on the data."""
+        student, teacher = run.student(batch), run.teacher(batch)
+        if self.needs.whole:
+            batch = run.gather(batch)
+        terms = self.loss(student, teacher, batch, run.players)
+        moved = ("student", *self.moving(run.players))
+        yield Update(terms, players=moved)
+
+    def moving(self, players: Mapping[str, nn.Module]) -> Iterator[str]:
+        """Players of this method that learn, beside the student."""
+        for name, player in players.items():
+            if name != "student" and any(p.requires_grad for p in player.parameters()):
+                yield name
+
+    def after(self, run: Run, batch: Batch) -> None:
+        """Once a step, after its last update: moving averages, tables, phase changes."""
+
+
+Objective = Callable[..., Tensor]
+"""``objective(student_logits, teacher_logits, labels, **row_inputs)``; [n, V] twice, [n] -> [n]."""

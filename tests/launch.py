@@ -16,6 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillroom.api import distill
+from stillroom.cli import main
+from stillroom.data.marked_orders import EOS, PAD, VOCABULARY, MarkedOrders
+from stillroom.models.text import build
+
 WORLD = {"name": "marked_orders", "prompts": 64}
 WINDOWED = {"model_type": "windowed", "window": 2, "sinks": 5}
 LR = {"student": [{"peak": 5e-3, "warmup": 3, "until": 12}, {"peak": 1e-3}], "critic": 3e-3}
@@ -28,8 +33,6 @@ _SERVER.set_forkserver_preload(["stillroom.api"])
 
 def distil(method: Any, out: Path, **given: Any) -> Any:
     """One run; ``train`` and so on are added to what every tiny run has."""
-    from stillroom.api import distill
-
     run = {"threads": 1, **given.pop("run", {})}
     return distill(method, out=out, run=run, sampling={"max_new_tokens": 9}, **given)
 
@@ -108,8 +111,6 @@ def _classes(double: bool, dropout: float) -> dict[str, Any]:
 def _language(double: bool) -> dict[str, Any]:
     given: dict[str, Any] = {"student": {"lm": WINDOWED}, "data": {"world": WORLD}}
     if double:
-        from stillroom.data.marked_orders import MarkedOrders
-
         tokenizer = MarkedOrders().tokenizer()
         given |= {"student": language_model(0, double=True), "tokenizer": tokenizer}
     return given
@@ -117,9 +118,6 @@ def _language(double: bool) -> dict[str, Any]:
 
 def language_model(seed: int, *, double: bool = False) -> Any:
     """A model with fresh weights for the words of the world."""
-    from stillroom.data.marked_orders import EOS, PAD, VOCABULARY
-    from stillroom.models.text import build
-
     torch.manual_seed(seed)
     sizes = {k: v for k, v in WINDOWED.items() if k != "model_type"}
     return _typed(build("windowed", len(VOCABULARY), EOS, PAD, **sizes), double)
@@ -211,7 +209,5 @@ def apart(work: Callable[..., Any], folders: list[Path], **kwargs: Any) -> Any:
 
 def command(*words: Any) -> None:
     """``stillroom`` with these words."""
-    from stillroom.cli import main
-
     sys.argv = ["stillroom", *map(str, words)]
     main()

@@ -97,7 +97,10 @@ CHANGES = {
         ["student.lm", "hidden_sise", "hidden_size"],
     ),
     "wrong type": ({"train/steps": "many"}, ["train.steps", "integer", "'many'"]),
-    "wrong type of a rate": ({"train/lr": "fast"}, ["train.lr", "number", "'fast'"]),
+    "wrong type of a rate": (
+        {"train/lr": "fast"},
+        ["train.lr: must be a list or a mapping or a valid number, got 'fast'"],
+    ),
     "text for a number": ({"train/batch": "8"}, ["train.batch", "integer", "'8'"]),
     "a section that is a list": ({"train": [1]}, ["train", "mapping", "[1]"]),
     "a section that is false": ({"eval": False}, ["eval", "mapping", "False"]),

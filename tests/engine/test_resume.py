@@ -24,7 +24,8 @@ from stillroom.engine import checkpoint, training
 from stillroom.engine.training import Job, train
 
 SIZES = {"gad": (30, 3), "gkd": (40, 3), "ps_kd": (160, 5)}
-"""Steps, and steps between checkpoints. 30 steps of GAD: 6 imitate, 6 with critic, 6 alone, 12."""
+"""Steps, and steps between checkpoints. Of GAD's 30 steps 6 imitate, 6 more do so with the critic
+beside, in 4 the critic learns alone, 14 are adversarial."""
 TIMES = ("seconds", "cpu_seconds")
 
 

@@ -82,7 +82,9 @@ def _sentences(cls: Any, error: ValidationError, path: str) -> list[str]:
         before, told = places.get(field, (-1, ""))
         if depth > before:
             places[field] = (depth, _sentence(where, found, owner))
-        elif depth == before and told.startswith(f"{where}: must be "):
+        elif (
+            depth == before and told.startswith(f"{where}: must be ") and _wanted(found) not in told
+        ):
             either = f"{where}: must be {_wanted(found)} or "
             places[field] = (depth, told.replace(f"{where}: must be ", either, 1))
     return [text for _, text in places.values()]

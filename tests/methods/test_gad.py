@@ -22,8 +22,9 @@ from stillroom.engine.run import Run
 from stillroom.engine.settings import Train
 from stillroom.evaluation.marked_orders import measured
 from stillroom.losses.policy import clipped_surrogate
-from stillroom.methods.gad import GAD
+from stillroom.methods.gad import GAD, WATCHED
 from stillroom.models import text
+from stillroom.nets.average import Averages
 from stillroom.rollouts.sampling import Sampling, sample
 from stillroom.schedules import Rate
 
@@ -72,6 +73,7 @@ class Rigged(Run):
             train=Train(steps=steps, batch=1),
             sampling=Sampling(max_new_tokens=3),
         )
+        networks = {"watch": Averages(3, decay=0.9), **networks}
         players = Players(networks, job.train, Processes())
         super().__init__(job, players, {"train": Stream(texts, 1, 0)}, Processes())
         self.answers, self.step = answers, step
@@ -405,7 +407,7 @@ def test_players_follow_the_fields():
     lm = student(0)
     setup = Setup(lm, {}, data(), 1)
     made = GAD().players(setup)
-    assert set(made) == {"critic", "reference"}
+    assert set(made) == {"critic", "watch", "reference"}
     own = lm.model.base_model.state_dict()
     critic = made["critic"].body.network
     assert all(torch.equal(v, own[k]) for k, v in critic.state_dict().items())
@@ -413,7 +415,7 @@ def test_players_follow_the_fields():
     assert not any(p.requires_grad for p in made["reference"].parameters())
     assert not made["reference"].training
     changed = GAD(critic={"num_hidden_layers": 2, "hidden_size": 6}, kl_weight=0.0).players(setup)
-    assert set(changed) == {"critic"}
+    assert set(changed) == {"critic", "watch"}
     assert len(changed["critic"].body.network.layers) == 2
     assert changed["critic"].head.in_features == 6
     assert len(lm.model.model.layers) == 1
@@ -459,7 +461,9 @@ def notes_of(rule, answers, answer=PARENT, group=None):
     players = {"student": student(0), "critic": By(rule)}
     run = Rigged(method, players, answers=answers)
     with torch.no_grad():
-        method.prepare(run, data(answer=answer))
+        for _ in range(WATCHED):
+            assert run.notes == []  # not before it was watched for a while
+            method.prepare(run, data(answer=answer))
     return run.notes, run.logged()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from stillroom.data.text import collate
 from stillroom.models import text
+from stillroom.nets.average import Averages
 from stillroom.nets.bank import Bank
 from stillroom.nets.scorer import Scorer
 
@@ -85,3 +86,15 @@ def test_a_bank_is_saved_whole_and_learns_nothing():
     other = Bank(3, dtype=torch.float64)
     other.load_state_dict(copy.deepcopy(bank.state_dict()))
     assert other.read(torch.arange(3), torch.zeros(3).double()).tolist() == [0.0, 0.0, 1.5]
+
+
+def test_averages_are_weighted_means_without_the_bias_of_their_start():
+    watch, seen = Averages(2, decay=0.75), [(1.0, 0.0), (0.0, 4.0), (1.0, 1.0)]
+    found = [watch(torch.tensor(x)).tolist() for x in seen]
+    assert found[0] == [1.0, 0.0]
+    weights = [0.75**2, 0.75, 1.0]
+    wanted = [
+        sum(w * x[k] for w, x in zip(weights, seen, strict=True)) / sum(weights) for k in (0, 1)
+    ]
+    assert found[2] == pytest.approx(wanted)
+    assert int(watch.steps) == 3

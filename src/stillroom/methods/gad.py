@@ -20,7 +20,11 @@ from stillroom.losses.policy import (
     k3,
     label_logp,
 )
+from stillroom.nets.average import Averages
 from stillroom.nets.scorer import Scorer
+
+WATCHED = 20
+"""Steps of the critic before anything is said of it: a few pairs tell nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,8 @@ class GAD(Method):
         student: Any = setup.student
         reference = copy.deepcopy(student).requires_grad_(False).eval()
         critic = Scorer(student.body(**(self.critic or {})))
-        return {"critic": critic, **({"reference": reference} if self.kl_weight else {})}
+        made: dict[str, nn.Module] = {"critic": critic, "watch": Averages(3, decay=0.9)}
+        return {**made, "reference": reference} if self.kl_weight else made
 
     def prepare(self, run: Run, batch: Batch) -> Batch:
         stage = _Stage(self, run)
@@ -168,9 +173,11 @@ class GAD(Method):
             "eos_accuracy": by_end,
         }
         run.log(**{f"gad/{name}": value for name, value in seen.items()})
-        rules = {"length": max(by_length.mean(), 1 - by_length.mean()), "EOS": by_end.mean()}
-        for rule, right in rules.items():
-            if wins.mean() > 0.75 and right > wins.mean() - 0.05:
+        now = torch.stack([x.double().mean() for x in (wins, by_length, by_end)])
+        watch = run.players["watch"]
+        won, longer_won, ended_won = watch(run.gather(now[None]).mean(0)).tolist()
+        for rule, right in {"length": max(longer_won, 1 - longer_won), "EOS": ended_won}.items():
+            if watch.steps >= WATCHED and won > 0.75 and right > won - 0.05:
                 run.note(
                     f"GAD: the critic need not read: {rule} alone tells teacher from student about "
                     "as well as its scores (gad/critic_accuracy beside gad/length_accuracy and "

@@ -61,7 +61,15 @@ _KEYS = ["name", "about", "method", *SECTIONS, "arms"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: ``1e-3`` is a number."""
+    """YAML 1.2's floats (``1e-3`` is a number), and no key twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -305,6 +305,7 @@ def test_bad_words(tmp_path, say, what):
 
 BYTES = {
     "YAML that does not parse": (b"train: {steps: 3\n", ["bad.yaml", "YAML", "line 2"]),
+    "a key that stands twice": (b"name: a\nname: b\n", ["bad.yaml", "'name'", "twice", "line 2"]),
     "YAML that is a list": (b"- train\n", ["bad.yaml", "mapping", "list"]),
     "an empty recipe": (b"", ["bad.yaml", "mapping"]),
     "a recipe that is not text": (b"about: \xff\xfe\n", ["bad.yaml", "UTF-8"]),

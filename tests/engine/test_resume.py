@@ -189,6 +189,14 @@ def test_what_a_recipe_says_about_itself_may_change(tmp_path, stop):
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["about"] == "better words"
 
 
+def test_other_data_under_the_same_recipe_are_refused(tmp_path, stop):
+    files = [{"file": "rows.jsonl", "rows": 9, "sha256": "ab"}]
+    stop(tmp_path, replace(job(), ledger={"files": files}), 3)
+    changed = [{**files[0], "sha256": "cd"}]
+    with pytest.raises(Failure, match=r"other data, though the recipe is the same.*'ab'.*'cd'"):
+        train(replace(job(), ledger={"files": changed}), tmp_path)
+
+
 def test_another_number_of_processes_is_refused(tmp_path, stop):
     stop(tmp_path, job(), 3)
     (place,) = checkpoint.saved(tmp_path / "checkpoints")[-1:]

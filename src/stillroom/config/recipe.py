@@ -67,8 +67,8 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for i, key in enumerate(keys):
             if key in keys[:i]:
-                mark = node.value[i][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=mark)
+                twice, mark = f"the key {key!r} stands twice", node.value[i][0].start_mark
+                raise yaml.MarkedYAMLError(problem=twice, problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,30 @@ def load(place: Path) -> Any:
     """The tree that ``save`` was given."""
     tensors = load_file(place / "tensors.safetensors")
     return _with_tensors(json.loads((place / "tree.json").read_text(encoding="utf-8")), tensors)
+
+
+def save_best(folder: Path, step: int, student: Mapping[str, Tensor]) -> None:
+    """Writes the student that is the best so far, beside the earlier best."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".best.writing"
+    save_file({k: v.detach().cpu().clone() for k, v in student.items()}, aside)
+    os.replace(aside, _best(folder, step))
+
+
+def load_best(folder: Path, step: int) -> dict[str, Tensor]:
+    """The student that ``save_best`` wrote at ``step``."""
+    return load_file(_best(folder, step))
+
+
+def drop_other_bests(folder: Path, step: int | None) -> None:
+    """Once a checkpoint names the best step, the others are of no use."""
+    for place in folder.glob("best-*.safetensors"):
+        if step is None or place != _best(folder, step):
+            place.unlink()
+
+
+def _best(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:08d}.safetensors"
 
 
 def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:

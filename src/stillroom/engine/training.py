@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stillroom.core import Failure, Setup
@@ -24,6 +22,7 @@ from stillroom.engine.job import Job
 from stillroom.engine.loop import NotFinite, iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
+from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
 from stillroom.engine.run import Run, check_needs
 
@@ -117,10 +116,10 @@ class _Training:
             self._validate()
             self._samples()
             self._save()
-        with self._progress() as tick:
+        name = str(self.job.recipe.get("name", type(self.job.method).__name__))
+        with progress_bar(name, self.run, show=self.show and self.processes.main) as tick:
             while self.run.step < self.run.steps:
-                log = self._step()
-                tick(log)
+                tick(self._step(), self.spent["seconds"])
                 if self._due():
                     self._validate()
                     self._save()
@@ -175,16 +174,9 @@ class _Training:
         best = math.nan if self.best is None else sign * self.best["value"]
         if sign * values[select] < best or math.isnan(best):  # a number beats what is none
             self.best = {"step": step, "value": values[select]}
-            self._keep_best(step)
-
-    def _keep_best(self, step: int) -> None:
-        if not self.processes.main:
-            return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        aside = self.checkpoints / ".best.writing"
-        state = self.run.players["student"].state_dict()
-        save_file({k: v.detach().cpu().clone() for k, v in state.items()}, aside)
-        os.replace(aside, self.checkpoints / f"best-{step:08d}.safetensors")
+            if self.processes.main:
+                state = self.run.players["student"].state_dict()
+                checkpoint.save_best(self.checkpoints, step, state)
 
     def _save(self) -> None:
         randoms = self.processes.everyone(checkpoint.random_state())
@@ -193,6 +185,7 @@ class _Training:
         run = self.run
         state = {
             "step": run.step,
+            "data": dict(self.job.ledger),
             "players": run.all.state(),
             "random": randoms,
             "cursors": {name: stream.cursor for name, stream in self.streams.items()},
@@ -203,9 +196,7 @@ class _Training:
             "notes": run.notes,
         }
         checkpoint.save(self.checkpoints, run.step, state, keep=self.job.run.keep)
-        for old in self.checkpoints.glob("best-*.safetensors"):
-            if self.best is None or old.name != f"best-{self.best['step']:08d}.safetensors":
-                old.unlink()
+        checkpoint.drop_other_bests(self.checkpoints, self.best["step"] if self.best else None)
 
     def _resumed(self) -> bool:
         """Whether there was a checkpoint; then the run stands where it was written."""
@@ -218,6 +209,11 @@ class _Training:
             raise Failure(
                 f"{self.record.folder} holds a run of {before} process{'es'[: 2 * (before > 1)]} "
                 f"and is taken up by {self.processes.world}: launch as many as before"
+            )
+        if state["data"] != (now := self.job.ledger):
+            raise Failure(
+                f"{self.record.folder} holds a run on other data, though the recipe is the same: "
+                f"they were {state['data']}, and are now {now}. Give another --out, or those data"
             )
         run.all.restore(state["players"])
         for name, cursor in state["cursors"].items():
@@ -240,8 +236,8 @@ class _Training:
     def _finish(self) -> Result:
         student: Any = self.run.players["student"]
         if self.best is not None:
-            best = self.checkpoints / f"best-{self.best['step']:08d}.safetensors"
-            student.load_state_dict(load_file(best))
+            best = checkpoint.load_best(self.checkpoints, self.best["step"])
+            student.load_state_dict(best)
         test = self._measure("test")
         self._samples()
         info = {
@@ -259,26 +255,6 @@ class _Training:
         self.record.json("result.json", info)
         self.processes.wait()
         return Result(self.record.folder, student, self.start, test, info)
-
-    @contextmanager
-    def _progress(self) -> Iterator[Any]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[says]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, disable=not (self.show and self.processes.main)) as bar:
-            name = self.job.recipe.get("name", type(self.job.method).__name__)
-            task = bar.add_task(str(name), total=self.run.steps, completed=self.run.step, says="")
-
-            def tick(log: Mapping[str, float]) -> None:
-                loss = [0.0, *(v for k, v in log.items() if k.startswith("loss/"))][-1]
-                rate = self.run.tokens["trained"] / max(self.spent["seconds"], 1e-9)
-                bar.update(task, advance=1, says=f"loss {loss:.4f}  {rate:,.0f} tokens/s")
-
-            yield tick
 
 
 def _export(job: Job, student: Any, folder: Path) -> None:

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillroom.core import Failure
-from stillroom.data.text import Renderer, TextData, collate, columns, prompts_of, read_jsonl
+from stillroom.data.rows import columns, read_jsonl
+from stillroom.data.text import Renderer, TextData, collate, prompts_of
 
 WORDS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "\n", "user", "assistant", "system"]
 PAD, BOS, EOS, START, END, BREAK, USER, ASSISTANT, SYSTEM = range(9)

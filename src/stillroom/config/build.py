@@ -15,8 +15,9 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
+from stillroom.data.rows import Row, columns
 from stillroom.data.streams import Data
-from stillroom.data.text import Renderer, Row, columns
+from stillroom.data.text import Renderer
 from stillroom.engine.run import check_needs
 from stillroom.engine.training import Job
 from stillroom.evaluation.suite import Suite

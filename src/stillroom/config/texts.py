@@ -14,8 +14,9 @@ from stillroom.config.specs import DataSpec
 from stillroom.config.values import checked
 from stillroom.core import Failure
 from stillroom.data.marked_orders import MarkedOrders
+from stillroom.data.rows import Row, read_jsonl
 from stillroom.data.streams import Data
-from stillroom.data.text import Example, Renderer, Row, TextData, read_jsonl
+from stillroom.data.text import Example, Renderer, TextData
 
 WORLDS = {"marked_orders": MarkedOrders}
 

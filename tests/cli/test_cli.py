@@ -96,7 +96,7 @@ def test_show_as_json_tells_fields_with_their_ranges(say):
     assert told["name"] == "kd"
     fields = {field["name"]: field for field in told["fields"]}
     assert set(fields) == {"temperature", "label_weight"}
-    assert fields["temperature"]["default"] == "2.0"
+    assert fields["temperature"]["default"] == 2.0
     assert fields["temperature"]["range"] == "> 0"
 
 

@@ -19,9 +19,9 @@ SIGNS |= {"min_length": "length >= ", "max_length": "length <= "}
 
 
 def described(cls: type) -> list[dict[str, Any]]:
-    """Fields of a dataclass as text: ``name type range default says``.
+    """Fields of a dataclass: ``name type range default required says``.
 
-    ``range`` is empty without bounds; ``default`` is None where a value is required.
+    ``range`` is empty without bounds; ``default`` is the value itself.
     """
     hints = get_type_hints(cls, include_extras=True)
     told: dict[str, str] = {}
@@ -33,20 +33,17 @@ def described(cls: type) -> list[dict[str, Any]]:
             "type": type_name(hints[field.name]),
             "range": ", ".join(ranges(hints[field.name])),
             "default": _default(field),
+            "required": dataclasses.MISSING is field.default is field.default_factory,
             "says": markdown(told.get(field.name, "")),
         }
         for field in dataclasses.fields(cls)
     ]
 
 
-def _default(field: dataclasses.Field[Any]) -> str | None:
-    if isinstance(field.default, float):
-        return repr(float(f"{field.default:.6g}"))
-    if field.default is not dataclasses.MISSING:
-        return repr(field.default)
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return None
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def read_docstring(doc: str) -> tuple[str, str, dict[str, str]]:

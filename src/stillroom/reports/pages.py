@@ -55,7 +55,9 @@ def _field_table(cls: type) -> str:
     lines = ["| field | type | range | default | |", "| --- | --- | --- | --- | --- |"]
     for field in described(cls):
         code = {part: f"`{field[part]}`" for part in ("name", "type")}
-        default = "required" if field["default"] is None else f"`{field['default']}`"
+        value = field["default"]
+        shown = float(f"{value:.6g}") if isinstance(value, float) else value
+        default = "required" if field["required"] else f"`{shown!r}`"
         cells = (code["name"], code["type"], field["range"], default, field["says"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else "None."

@@ -63,7 +63,7 @@ def test_absent_value_and_column_that_only_a_row_names():
         ([64, 41], ["64", "41"]),
         ([3.4412, 2.0, None], ["3.441", "2.000", DASH]),
         ([7.73, 199.04, 20000.0], ["7.7", "199.0", "20,000.0"]),
-        ([0.00012345, 0.0], ["0.000123", "0.000000"]),
+        ([0.00012345, 0.0], ["0.0001", "0.0000"]),
         ([math.nan, 1.0], ["nan", "1"]),
         ([1e15, 2.0], ["1e+15", "2"]),
     ],
@@ -78,7 +78,7 @@ def test_terminal_table_shows_marks_dashes_and_notes(run_path):
     told = console.export_text()
     assert "nll ↓" in told
     assert "rouge_l ↑" in told
-    assert "* 2.017" in told
+    assert "*2.017" in told
     assert "—" in told
     assert "Table on 100 test prompts, greedy text." in told
 

@@ -107,12 +107,12 @@ def _finite(value: Any) -> TypeGuard[int | float]:
 
 
 def numbers(values: Sequence[Any]) -> list[str]:
-    """Values of one column with the same decimals: four digits of their median, at most six."""
+    """Values of one column with the same decimals: four digits of their median, at most 4."""
     sizes = [abs(v) for v in values if _finite(v) and v]
     if all(size == int(size) for size in sizes):
         decimals = 0
     else:
-        decimals = min(6, max(0, 3 - math.floor(math.log10(median_high(sizes)))))
+        decimals = min(4, max(0, 3 - math.floor(math.log10(median_high(sizes)))))
     return [number(value, decimals) for value in values]
 
 

@@ -36,4 +36,4 @@ def table_text(folder: RunFolder) -> Table:
 
 
 def _value(cell: Cell) -> Text:
-    return Text(visible(f"* {cell.text}" if cell.best else cell.text), "bold" * cell.best)
+    return Text(visible(f"*{cell.text}" if cell.best else cell.text), "bold" * cell.best)

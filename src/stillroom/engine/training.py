@@ -25,6 +25,7 @@ from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
 from stillroom.engine.run import Run, check_needs
+from stillroom.teachers.local import Local
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,8 @@ class _Training:
         if "student" in layers:
             job.student.taps = tuple(layers["student"])
         for name, teacher in job.teachers.items():
-            network: Any = getattr(teacher, "network", None)
-            if network is not None:
-                network.to(device)
+            if isinstance(teacher, Local):
+                network: Any = teacher.network.to(device)
                 if name in layers:
                     network.taps = tuple(layers[name])
         student = job.student.to(device).train()

@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH_ARGS) torch
-	$(PIP) -e '.[dev,report]'
+	$(PIP) -e '.[dev,all]'
 	@touch $(STAMP)
 
 quickstart: install  ## GAD beside its baseline on a world that can be checked; a few minutes

@@ -50,6 +50,19 @@ def gad(out: Path, *, steps: int, every: int, double: bool = False, **train: Any
     )
 
 
+def gad_pooled(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
+    """The critic alone, then the adversarial stage; the memory of pairs runs over."""
+    told = {"name": "gad", "group": 3, "warmup": 0.0, "critic_alone": 0.3, "pooled": {"replay": 30}}
+    return distil(
+        {**told, "kl_weight": 0.1},
+        out,
+        steps=steps,
+        **_language(double),
+        train={"batch": 4, "lr": 3e-3, **train},
+        eval={"every": every, "metrics": ["likelihood", "critic"]},
+    )
+
+
 def gkd(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
     return distil(
         "gkd",

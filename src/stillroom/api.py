@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -20,15 +21,19 @@ from stillroom.config.values import plain, within
 from stillroom.core import Failure, Method
 from stillroom.data.items import ItemData
 from stillroom.engine.checkpoint import room_on_disk
+from stillroom.engine.job import Job
 from stillroom.engine.parallel import Processes
 from stillroom.engine.record import Record
 from stillroom.engine.training import Result, check, train
-from stillroom.evaluation.suite import Suite
 from stillroom.models.classes import Classifier
-from stillroom.models.text import CausalLM
+from stillroom.models.cut import Uniform
+from stillroom.models.text import CausalLM, load
 from stillroom.reports.card import write_card
 from stillroom.reports.html import write_report
 from stillroom.teachers.local import Local
+
+SPENT = "cpu_seconds"
+SPENT_COLUMN = {"label": "CPU seconds of training, all threads", "better": None}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def distill(  # noqa: PLR0913 - one noun each
         student: a hub name or folder, ``{"lm": {...}}``, a causal LM of transformers (with
             ``tokenizer``), or any ``nn.Module`` that maps inputs to class scores.
         teacher: the same kinds; none means that the data hold its answers.
-        data: a JSON Lines file, rows, a mapping as in a recipe's ``data``; for classes a pair of
+        data: as ``data.train``, rows, a mapping as in a recipe's ``data``; for classes a pair of
             tensors, a map-style data set of pairs or a ``DataLoader`` over one, or a mapping of
             these with ``train``, ``validation`` and ``test``.
         steps: how many.
@@ -101,52 +106,85 @@ def run(
     if recipe.arms:
         for name, arm in arms.items():  # the last one's mistake is told before the first learns
             with within(f"arms.{name}"):
-                check(build(arm, parts))
+                check(build(arm, parts, ready=False))
         top.open(recipe.resolved())
     results: dict[str, Result] = {}
-    suite: Suite | None = None
+    job: Job | None = None
     for name, arm in arms.items():
         job = build(arm, parts)
-        suite = job.suite
         place = out / "arms" / name if recipe.arms else out
         with within(f"arms.{name}") if recipe.arms else nullcontext():
             results[name] = train(job, place, progress=progress)
     if top.main:
         with room_on_disk(out):
-            _write_pages(top, recipe, results, suite)
+            _write_pages(top, recipe, results, job)
     processes.wait()  # the others may read what the main one wrote
     return Distilled(out, results, out / "report.html")
 
 
 def _write_pages(
-    top: Record, recipe: Recipe, results: Mapping[str, Result], suite: Suite | None
+    top: Record, recipe: Recipe, results: Mapping[str, Result], job: Job | None
 ) -> None:
-    top.json("table.json", _table(recipe, results, suite))
+    top.json("table.json", _table(recipe, results, job))
     for name, result in results.items():
         arm = recipe.arms.get(name, recipe)
         write_card(top.folder, result.folder / "student", row(name_of(type(arm.method))))
     write_report(top.folder)
 
 
-def _table(recipe: Recipe, results: Mapping[str, Result], suite: Suite | None) -> dict[str, Any]:
-    """Rows start, each arm, teacher; what the columns mean; what the reader must know."""
+def _table(recipe: Recipe, results: Mapping[str, Result], job: Job | None) -> dict[str, Any]:
+    """Rows of what came before, each arm, teacher; what the columns mean; what must be known."""
+    suite = job.suite if job else None
     kinds = {
         name: "method" if type(arm.method) is type(recipe.method) else "baseline"
         for name, arm in recipe.arms.items()
     }
     first, last = next(iter(results.values())), list(results.values())[-1]
-    rows = [{"name": "start", "kind": "start", "values": first.start}]
+    rows = _before(first, job)
     for name, result in results.items():
-        rows.append({"name": name, "kind": kinds.get(name, "method"), "values": result.test})
+        values = {**result.test, SPENT: result.info[SPENT]} if result.test else {}
+        rows.append({"name": name, "kind": kinds.get(name, "method"), "values": values})
     told = suite.teacher({"student": last.student}, "test") if suite else {}
     if told:
         rows.append({"name": "teacher", "kind": "teacher", "values": told})
-    notes = [f"{name}: {note}" for name, result in results.items() for note in result.info["notes"]]
+    notes = _stage_notes(job.stages if job else {})
+    notes += [
+        f"{name}: {note}" for name, result in results.items() for note in result.info["notes"]
+    ]
     for why, count in last.info["data"].get("left_out", {}).items():
         notes.append(f"{count} rows were left out: {why}.")
-    columns = suite.columns() if suite else {}
+    columns = {**(suite.columns() if suite else {}), SPENT: SPENT_COLUMN}
     shown = {k: v for k, v in columns.items() if any(k in r["values"] for r in rows)}
     return {"rows": rows, "columns": shown, "notes": notes}
+
+
+@torch.no_grad()
+def _before(first: Result, job: Job | None) -> list[dict[str, Any]]:
+    """Rows of the students before the arms: the last is the one that every arm starts from."""
+    if job is None or job.suite is None or not job.stages:
+        return [{"name": "start", "kind": "start", "values": first.start}]
+    rows = []
+    if "cut" in job.stages:
+        guess = job.suite.measure({"student": Uniform(job.student)}, "test", samples=False)
+        rows.append({"name": "uniform", "kind": "start", "values": guess})
+    *earlier, last = job.stages
+    for name in earlier:
+        players = {"student": load(str(job.stages[name])).to(job.student.model.device)}
+        values = job.suite.measure(players, "test")
+        rows.append({"name": name, "kind": "start", "values": values})
+    return [*rows, {"name": last, "kind": "start", "values": first.start}]
+
+
+def _stage_notes(stages: Mapping[str, Path]) -> list[str]:
+    """What each stage did and cost, whether in this run or an earlier one."""
+    notes = []
+    for name, place in stages.items():
+        told = place / "cut.json" if name == "cut" else place.parent / "result.json"
+        info = json.loads(told.read_text(encoding="utf-8"))
+        did = f"layers {info['layers']}" if name == "cut" else f"{info['steps']} steps"
+        cost = f"{info['cpu_seconds']:.0f} CPU seconds"
+        notes.append(f"{name}: {did}, {cost}, made once and shared by the arms")
+    return notes
 
 
 def _method_words(method: str | Mapping[str, Any] | Method) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from stillroom.failures import Failure
+from stillroom.outcomes import claims, counted
 
 ROOMS = {"methods": "method"}
 """Folders that hold one class a file, and what that class is called."""
@@ -28,6 +29,7 @@ NO_NEEDS = {
     "rollouts": False,
     "fresh": False,
     "whole": False,
+    "planned": False,
     "streams": ["train"],
 }
 
@@ -98,11 +100,16 @@ def load(name: str) -> Any:
 
 def rows() -> list[dict[str, Any]]:
     """What is known of each name without importing it, sorted by name."""
-    return [row(name) for name in names()]
+    told = claims()
+    return [_row(name, told) for name in names()]
 
 
 def row(name: str) -> dict[str, Any]:
     """``name kind family modality needs paper verdict summary`` of one file, read by ``ast``."""
+    return _row(name, claims())
+
+
+def _row(name: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     room, file = "methods", Path(__file__).parent
     if name in names():
         room = names()[name].split(".")[1]
@@ -128,7 +135,7 @@ def row(name: str) -> dict[str, Any]:
         "modality": ast.literal_eval(told["modality"]),
         "needs": {**NO_NEEDS, **_keywords(told["needs"])},
         "paper": _paper(told["paper"]),
-        "verdict": "untested",
+        "verdict": counted([claim["verdict"] for claim in results.get(name, ())]),
         "summary": (ast.get_docstring(body) or "").split("\n\n")[0].replace("\n", " "),
     }
 

@@ -110,8 +110,17 @@ CHANGES = {
         ["method.group", "greater than or equal to 2", "got 1"],
     ),
     "a share above one": ({"method": {"name": "gad", "warmup": 1.5}}, ["method.warmup", "1.5"]),
-    "no steps": ({"train/steps": 0}, ["train.steps", "greater than or equal to 1", "got 0"]),
-    "steps forgotten": ({"train/steps": None}, ["train.steps", "missing"]),
+    "steps below none": (
+        {"train/steps": -1},
+        ["train.steps", "greater than or equal to 0", "got -1"],
+    ),
+    "steps forgotten": ({"train/steps": None}, ["train", "'steps'", "'cpu_seconds'"]),
+    "steps and time": ({"train/cpu_seconds": 5.0}, ["train", "either 'steps' or 'cpu_seconds'"]),
+    "time for a method in stages": (
+        {"train": {"cpu_seconds": 5.0}, "method": {"name": "gad"}},
+        ["train.cpu_seconds", "GAD", "train.steps"],
+    ),
+    "stop by no number": ({"eval/stop": {"nil": 0.1}}, ["eval.stop.nil", "'nil'"]),
     "a size that makes no model": (
         {"student/lm/hidden_size": 7},
         ["student.lm", "hidden_size 7", "num_attention_heads"],
@@ -186,9 +195,15 @@ CHANGES = {
         ["KD", "logits", "recorded", "fit this teacher: gad, ps_kd, seqkd"],
     ),
     "a teacher asked for the unseen": ({"method": {"name": "gkd"}}, ["GKD", "logits", "fit"]),
-    "two students": ({"student/model": "somewhere"}, ["student", "either 'model'", "'lm'"]),
+    "two students": (
+        {"student/model": "somewhere"},
+        ["student", "one of 'model'", "'lm'", "got model, lm"],
+    ),
     "no student": ({"student": {}}, ["student", "'model'", "'lm'"]),
-    "two teachers": ({"teacher/model": "somewhere"}, ["teacher", "recorded", "'model'"]),
+    "two teachers": (
+        {"teacher/model": "somewhere"},
+        ["teacher", "one of recorded", "got recorded, model"],
+    ),
     "unknown architecture": (
         {"student/lm/model_type": "lama"},
         ["student.lm.model_type", "'lama'"],
@@ -326,7 +341,7 @@ def test_data_that_are_not_text(tmp_path, say):
 
 
 def test_every_mistake_of_a_section_is_told_at_once(tmp_path, say):
-    recipe = written(tmp_path, {"train": {"steps": 0, "batch": "x", "lrr": 1}})
+    recipe = written(tmp_path, {"train": {"steps": -1, "batch": "x", "lrr": 1}})
     assert_helps(say("run", recipe), ["train.steps", "train.batch", "train.lrr"])
 
 
@@ -336,7 +351,7 @@ def test_check_finds_what_run_would(tmp_path, say):
 
 
 def test_debug_shows_where(tmp_path, say):
-    recipe = written(tmp_path, {"train/steps": 0})
+    recipe = written(tmp_path, {"train/steps": -1})
     code, told = say("--debug", "run", recipe)
     assert code == 2
     assert "Traceback" in told

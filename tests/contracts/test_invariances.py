@@ -23,6 +23,7 @@ from stillroom.methods.gad import GAD
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
 from stillroom.methods.seqkd import SeqKD
+from stillroom.nets.pooled import Pooling
 from stillroom.nets.scorer import Scorer
 from stillroom.rollouts.sampling import Sampling, sample
 
@@ -32,6 +33,9 @@ METHODS: dict[str, Method] = {
     "kd": KD(label_weight=0.25),
     "gkd": GKD(on_policy=0.7),
     "gad, critic included": GAD(group=2, warmup=0.34, head_start=0, kl_weight=0.1),
+    "gad, pooled critic": GAD(
+        group=2, warmup=0.34, head_start=0, kl_weight=0.1, pooled=Pooling(replay=24)
+    ),
     "gad, prompts: 4": GAD(group=2, prompts=4, warmup=0.34, head_start=0),
     "two populations": TwoPopulations(),
 }

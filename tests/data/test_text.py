@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillroom.core import Failure
-from stillroom.data.rows import columns, read_jsonl
+from stillroom.data.forms import columns, shaped
+from stillroom.data.rows import read_jsonl
 from stillroom.data.text import Renderer, TextData, collate, prompts_of
 
 WORDS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "\n", "user", "assistant", "system"]
@@ -141,7 +142,7 @@ def test_a_template_that_changes_earlier_turns_is_refused():
         ("hi", "row 7: messages must be a list"),
         (["hi"], "row 7: messages must be a list"),
         ([{"role": "user", "content": "say"}], "row 7: messages must be a list"),
-        ([{"role": "assistant"}], "row 7: messages must be a list"),
+        ([{"role": "assistant"}], "row 7: the last answer must have a text as content, got None"),
         ([{"role": "assistant", "content": ""}], "row 7: the last answer is empty"),
         (turns("say", "hi", system=True)["messages"], "row 7: .* refuses .* no system turn"),
     ],
@@ -154,23 +155,24 @@ def test_messages_that_make_no_chat_are_refused(messages, told):
 # ---- columns
 
 
-def test_columns_are_made_by_templates_and_replace_messages():
+def test_columns_are_made_by_templates():
     made = {"prompt": "{{ task }}{% if more %} {{ more }}{% endif %}\n", "completion": "{{ out }}"}
     row = {"task": "say", "more": "hi", "out": "there", "messages": [{}], "self": "a key as others"}
     filled = columns(made)(row)
     assert filled["prompt"] == "say hi\n"  # a line break at the end of a template stays
     assert filled["completion"] == "there"
-    assert "messages" not in filled
-    assert columns({})(row) == row
-    example = Renderer(tokenizer(), [EOS], made).example(row)
+    form, [(_, shaped_row)] = shaped([("row", row)], templates=made)
+    assert form == "prompt"
+    assert shaped_row == filled  # the messages are replaced
+    example = Renderer(tokenizer(), [EOS]).example(shaped_row)
     assert example.prompt_ids == (SAY, HI, BREAK)
 
 
 @pytest.mark.parametrize("template", ["{{ absent }}", "{{ task + 1 }}", "{{ task.x.y }}"])
 def test_a_template_that_a_row_cannot_fill_names_the_row(template):
-    renderer = Renderer(tokenizer(), [EOS], {"prompt": template})
+    fill = columns({"prompt": template})
     with pytest.raises(Failure, match=r"f\.jsonl, line 9: data\.columns: .*row has \['task'\]"):
-        renderer.example({"task": "say"}, "f.jsonl, line 9")
+        fill({"task": "say"}, "f.jsonl, line 9")
 
 
 def test_a_malformed_template_is_refused_before_any_row():

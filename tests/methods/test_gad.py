@@ -22,9 +22,10 @@ from stillroom.engine.run import Run
 from stillroom.engine.settings import Train
 from stillroom.evaluation.marked_orders import measured
 from stillroom.losses.policy import clipped_surrogate
-from stillroom.methods.gad import GAD, WATCHED
+from stillroom.methods.gad import GAD
 from stillroom.models import text
 from stillroom.nets.average import Averages
+from stillroom.nets.watch import WATCHED
 from stillroom.rollouts.sampling import Sampling, sample
 from stillroom.schedules import Rate
 

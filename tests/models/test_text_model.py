@@ -276,6 +276,19 @@ def test_a_trunk_without_changes_is_an_equal_copy_that_stands_apart(kind):
     assert own.isdisjoint(p.data_ptr() for p in body.parameters())
 
 
+def test_a_snapshot_is_a_frozen_copy():
+    lm, batch = CausalLM(model("llama")).train(), batch_of()
+    before = lm(batch).hidden
+    frozen = lm.snapshot()
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(m.training for m in frozen.modules())
+    assert all(p.requires_grad for p in lm.parameters())
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(0.1)
+    assert torch.equal(frozen(batch).hidden, before)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "windowed"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_trunk_of_another_depth_is_fresh(kind, layers):

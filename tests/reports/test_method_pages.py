@@ -49,6 +49,7 @@ ROW = {
         "rollouts": False,
         "fresh": True,
         "whole": False,
+        "planned": False,
         "streams": ["train"],
     },
     "paper": {

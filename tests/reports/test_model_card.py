@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stillroom.core import Failure
-from stillroom.reports.card import NO_TERMS, data_rows, front, md, terms, write_card
+from stillroom.reports.card import NO_TERMS, bare, data_rows, front, md, terms, write_card
 
 ROW = {
     "name": "gad",
@@ -23,6 +23,7 @@ def test_card_says_base_teacher_terms_data_method_cost_and_results(run_path):
     text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front) == {
+        "license": "unknown",
         "tags": ["distillation", "stillroom", "gad"],
     }
     for line in (
@@ -73,6 +74,35 @@ def test_files_come_from_the_run_or_else_from_the_recipe():
     assert data_rows({"data": {"world": {"name": "orders"}}}, {}) == [
         ("made-up world orders", *"———")
     ]
+
+
+def test_head_says_what_the_hub_reads_of_a_language_model(run_path):
+    (run_path / "student" / "config.json").write_text("{}")
+    text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
+    told = yaml.safe_load(text.split("---\n")[1])
+    assert told["library_name"] == "transformers"
+    assert told["pipeline_tag"] == "text-generation"
+    recipe = {"student": {"model": "org/small"}, "data": {"train": "hf:org/set/sub@1:train[:9]"}}
+    assert front(recipe, ROW)["datasets"] == ["org/set"]
+
+
+def test_card_tells_how_answers_were_collected(run_path):
+    file = run_path / "result.json"
+    told = json.loads(file.read_text())
+    told["data"]["files"][0]["collected"] = {"dropped": {"refusal": 2}, "at": "https://a:pw@x/v1"}
+    file.write_text(json.dumps(told))
+    text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
+    assert "How the answers in prompts.jsonl were collected:" in text
+    assert "| dropped.refusal | 2 |" in text.splitlines()
+    assert "https://\\*\\*\\*@x/v1" in text
+
+
+def test_card_of_a_model_without_a_run():
+    _, told, body = bare("org/small").split("---\n")
+    assert yaml.safe_load(told)["base_model"] == "org/small"
+    assert yaml.safe_load(told)["license"] == "unknown"
+    assert "intended use and limits are unknown" in body
+    assert "base_model" not in bare("package:x")
 
 
 def test_base_model_is_named_when_it_is_a_name_on_a_hub():

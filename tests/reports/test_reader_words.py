@@ -26,6 +26,8 @@ def test_duration(seconds, text):
         ({"model": "hub/big", "dtype": "bfloat16"}, "hub/big"),
         ({"api": "gpt-5", "base_url": "https://x"}, "gpt-5 through its API"),
         ({"recorded": False, "model": None}, "none"),
+        ({"base": True}, "the student's base model, its adapter off"),
+        ({"adapter": "tuned"}, "the adapter tuned on the student's base model"),
     ],
 )
 def test_teacher(spec, text):
@@ -50,6 +52,19 @@ def test_several_teachers_keep_their_names():
         (
             {"cut": {"from": "org/big", "layers": [0, 5, 9]}, "heal": 300},
             "org/big cut to 3 layers, healed for 300 steps",
+        ),
+        (
+            {
+                "cut": {"from": "org/big", "layers": "search", "keep": 9},
+                "heal": {"steps": 60},
+                "vocab": "view",
+            },
+            "org/big cut to 9 layers that a search chose, healed for 60 steps, learned on the part "
+            "of its vocabulary that occurs, with a frozen head",
+        ),
+        (
+            {"model": "org/small", "lora": {"rank": 8}, "vocab": "full"},
+            "org/small, learned by LoRA adapters of rank 8, merged into the weights",
         ),
         (None, "not named"),
     ],

@@ -91,6 +91,29 @@ def test_terminal_table_takes_names_as_plain_text(run_path):
     assert r"[red]x[/] \x1b[2J" in console.export_text()
 
 
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_models_without_room_go_below_and_no_number_is_folded(run_path, width):
+    file = run_path / "table.json"
+    rows = [{"name": f"model-with-a-name-{i}", "values": {"nll": 1e6 + i}} for i in range(9)]
+    file.write_text(json.dumps({"rows": rows, "columns": {"nll": {}}}))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table_text(read_folder(run_path)))
+    told = console.export_text()
+    found = [word for line in told.splitlines() for word in line.split() if "," in word]
+    assert found == [f"1,000,00{i}" for i in range(9)]
+    assert max(map(len, told.splitlines())) <= width
+
+
+def test_long_names_fold_before_a_long_number_does(run_path):
+    file = run_path / "table.json"
+    values = [123_456_789_012, 1, 1, 1]
+    rows = [{"name": "a" if v > 1 else "name " * 6, "values": {"nll": v}} for v in values]
+    file.write_text(json.dumps({"rows": rows, "columns": {"nll": {}}}))
+    console = Console(width=56, record=True, file=io.StringIO())
+    console.print(table_text(read_folder(run_path)))
+    assert "123,456,789,012" in console.export_text()
+
+
 def test_many_metrics_stand_below_each_other_and_nothing_is_cut(run_path):
     names = [f"metric_number_{i}" for i in range(9)]
     file = run_path / "table.json"

@@ -1,5 +1,6 @@
 """Reading a run folder: one arm or several, and what is said when it cannot be read."""
 
+import json
 import subprocess
 import sys
 
@@ -58,6 +59,13 @@ def test_line_separators_inside_a_sample_do_not_cut_the_line(run_path):
     line = '{"step": 0, "prompt": "a\u2028b", "teacher": "t", "student": "s"}\n'
     (run_path / "samples.jsonl").write_text(line, encoding="utf-8")
     assert read_folder(run_path).arms["gad"].samples[0]["prompt"] == "a\u2028b"
+
+
+def test_keys_in_an_address_are_never_read_out(run_path):
+    file = run_path / "environment.json"
+    file.write_text(json.dumps({"at": "https://u:pw@x/v1?n=1&api_key=abc&q=2", "b": "y?token=def"}))
+    told = read_folder(run_path).environment
+    assert told == {"at": "https://***@x/v1?n=1&api_key=***&q=2", "b": "y?token=***"}
 
 
 def test_importing_and_reading_bring_no_torch(run_path):

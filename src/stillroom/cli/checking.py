@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from stillroom.config.build import build
+from stillroom.config.build import Parts, build
 from stillroom.config.recipe import Recipe
 from stillroom.core import Failure
 from stillroom.data.text import TextData
@@ -23,7 +23,7 @@ def check(recipe: Recipe, *, show_tokens: bool) -> None:
     """Builds each arm, prints what it found, and token by token the first examples."""
     console = Console()
     for name, arm in (dict(recipe.arms) or {recipe.name: recipe}).items():
-        job = build(arm)
+        job = build(arm, Parts(ask=False))
         ready(job)
         console.print(f"[bold]{escape(name)}[/bold]: {escape(_summary(job))}")
         if show_tokens:
@@ -33,16 +33,23 @@ def check(recipe: Recipe, *, show_tokens: bool) -> None:
 
 
 def _summary(job: Job) -> str:
-    size = sum(p.numel() for p in job.student.parameters())
+    size = sum(p.numel() for p in job.student.parameters() if p.requires_grad)
     rows = ", ".join(f"{n} {split}" for split, n in job.ledger.get("rows", {}).items())
+    form = f", in the form of {told}" if (told := job.ledger.get("form")) else ""
     out = "; ".join(f"{n} left out: {why}" for why, n in job.ledger.get("left_out", {}).items())
-    passes = job.train.steps * job.train.batch / len(job.streams["train"])
     signals = ", ".join(sorted(job.teachers["teacher"].signals))
     return (
-        f"{type(job.method).__name__}, student of {size:,} parameters, teacher gives {signals}; "
-        f"rows: {rows}{f' ({out})' if out else ''}; "
-        f"{job.train.steps} steps of {job.train.batch} = {passes:.1f} passes"
+        f"{type(job.method).__name__}, student with {size:,} parameters that learn, "
+        f"teacher gives {signals}; rows: {rows}{f' ({out})' if out else ''}{form}; "
+        f"{_length(job)}"
     )
+
+
+def _length(job: Job) -> str:
+    if job.train.steps is None:
+        return f"{job.train.cpu_seconds:g} CPU seconds of steps of {job.train.batch}"
+    passes = job.train.steps * job.train.batch / len(job.streams["train"])
+    return f"{job.train.steps} steps of {job.train.batch} = {passes:.1f} passes"
 
 
 def _tokens(console: Console, job: Job) -> None:

@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.cli import claiming, collecting, comparing, evaluating, exporting
+from stillroom.cli.common import Changes, Json
+from stillroom.cli.common import quiet as _quiet
 from stillroom.failures import Failure
 
 app = typer.Typer(
@@ -20,9 +23,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil any teacher that you can reach into a student that you can ship.",
 )
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps only, to see that it works.")]
-Changes = Annotated[list[str] | None, typer.Argument(help="Changes, like train.steps=50.")]
+
+
+app.command("claim")(claiming.claim)
+app.command("collect")(collecting.collect)
+app.command("eval")(evaluating.eval_)
+app.command("compare")(comparing.compare)
+app.command("export")(exporting.export)
 
 
 @app.callback()
@@ -110,13 +118,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def show(name: str, as_json: Json = False) -> None:
     """Show one method: formula, needs, fields with ranges, paper, verdict."""
     _quiet()
-    from stillroom import catalogue
+    from stillroom import catalogue, outcomes
     from stillroom.reports import fields, pages
 
     cls = catalogue.load(name)
     row = catalogue.row(name)
     if as_json:
-        typer.echo(json.dumps({**row, "fields": fields.described(cls)}, indent=2))
+        told = {"fields": fields.described(cls), "claims": outcomes.claims().get(name, [])}
+        typer.echo(json.dumps({**row, **told}, indent=2))
         return
     from rich.console import Console
     from rich.markdown import Markdown
@@ -158,15 +167,6 @@ def _show_table(folder: Path) -> None:
     from stillroom.reports.text import table_text
 
     Console().print(table_text(read_folder(folder)))
-
-
-def _quiet() -> None:
-    """Progress bars and advice of libraries belong to their own tools."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _fail(message: str) -> None:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillroom.catalogue import nearest
+from stillroom.config import students
 from stillroom.config.recipe import Recipe
+from stillroom.config.students import Beginning
+from stillroom.config.teachers import teacher
 from stillroom.config.texts import Texts, gathered, rendered
-from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
-from stillroom.data.rows import Row, columns
+from stillroom.data.rows import Row
 from stillroom.data.streams import Data
 from stillroom.data.text import Renderer
 from stillroom.engine.run import check_needs
-from stillroom.engine.training import Job
+from stillroom.engine.training import Job, train
+from stillroom.evaluation.judge import Judge
 from stillroom.evaluation.suite import Suite
-from stillroom.models import text
+from stillroom.models.text import CausalLM
+from stillroom.pipelines._stages import stage
 from stillroom.teachers.local import Local
-from stillroom.teachers.recorded import Recorded
-
-EOS = "<|endoftext|>"
 
 
 @dataclass(kw_only=True)
@@ -37,24 +38,82 @@ class Parts:
     teacher: Teacher | None = None
     rows: Sequence[Row] | None = None
     splits: Mapping[str, Data] = field(default_factory=dict)
+    ask: bool = True
+    """Whether a teacher is asked for answers that the data lack; else these rows are left out."""
 
 
-def build(recipe: Recipe, parts: Parts | None = None) -> Job:
+def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> Job:
     """A job of one recipe, everything checked that can be checked without a step.
+
+    ``ready`` False leaves out what takes long, a search over layers and a healing: the job has the
+    right shape, is good for checks, and is not the one to run.
 
     Raises:
         Failure: a file, row, model, signal or size is not as it must be.
     """
     parts = parts or Parts()
     torch.manual_seed(recipe.run.seed)
-    texts = None if parts.splits else gathered(recipe, parts.rows)
-    student, renderer = _student(recipe, parts, texts)
-    teachers = {"teacher": parts.teacher or _teacher(recipe)}
-    check_needs(recipe.method, student, teachers)
+    if parts.splits:
+        return _job(recipe, parts, parts.student, None, dict(parts.splits), {}, None)
+    if parts.student is None:
+        students.check(recipe)
+    texts = gathered(recipe, parts.rows, ask=parts.ask)
+    tokenizer = parts.tokenizer or students.tokenizer_of(recipe, texts)
+    begin = Beginning(None)
+    if parts.student is None:
+
+        def training_text(renderer: Renderer) -> Any:
+            return rendered(recipe, texts, renderer, None, {})["train"]
+
+        begin = students.beginning(recipe, tokenizer, training_text, texts.files[:1], ready=ready)
+    if recipe.student.heal is not None and ready:
+        begin = _healed(recipe, parts, texts, tokenizer, begin)
+    return _text_job(recipe, parts, texts, tokenizer, begin)
+
+
+def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning) -> Job:
+    student = parts.student
+    if student is None:
+        student = students.student(recipe, begin, tokenizer)
+    renderer = Renderer(tokenizer, student.stop_ids, recipe.data.train_on)
     ledger: dict[str, Any] = {}
-    splits = dict(parts.splits)
-    if texts is not None and renderer is not None:
-        splits = rendered(recipe, texts, renderer, student.context, ledger)
+    splits = rendered(recipe, texts, renderer, student.context, ledger)
+    return _job(recipe, parts, student, renderer, splits, ledger, texts, begin.stages)
+
+
+def _healed(
+    recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning
+) -> Beginning:
+    if parts.student is not None or parts.teacher is not None or parts.rows is not None:
+        raise Failure(
+            "student.heal is kept by what it was made from: name student, teacher and data, "
+            "instead of giving objects"
+        )
+    logits = not (recipe.teacher.recorded or recipe.teacher.api)
+    told = students.heal_recipe(recipe, logits=logits)
+
+    def make(folder: Path) -> None:
+        train(_text_job(told, parts, texts, tokenizer, begin), folder)
+        shutil.rmtree(folder / "checkpoints")
+
+    data = {"rows": len(texts.rows["train"]), "files": texts.files}
+    return students.healed(told, begin, make, {**data, "told": told.resolved()["data"]})
+
+
+def _job(  # noqa: PLR0913 - what was made of each section
+    recipe: Recipe,
+    parts: Parts,
+    student: Any,
+    renderer: Renderer | None,
+    splits: dict[str, Data],
+    ledger: dict[str, Any],
+    texts: Texts | None,
+    stages: Mapping[str, Path] | None = None,
+) -> Job:
+    teachers = {"teacher": parts.teacher or teacher(recipe, student)}
+    check_needs(recipe.method, student, teachers)
+    streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
+    students.view(recipe, _models(student, teachers), streams.values(), renderer)
     evaluated = {name: splits[name] for name in ("validation", "test") if name in splits}
     suite = Suite(
         recipe.eval.metrics,
@@ -65,13 +124,16 @@ def build(recipe: Recipe, parts: Parts | None = None) -> Job:
         world=texts.world if texts else None,
         budget=recipe.train.tokens_per_micro,
         seed=recipe.run.seed,
+        copies=recipe.eval.copies,
+        answer=recipe.eval.answer,
+        judge=_judge(recipe, student, splits, renderer),
     )
-    _check_select(recipe, suite)
+    _check_numbers(recipe, suite)
     return Job(
         method=recipe.method,
         student=student,
         teachers=teachers,
-        streams={k: v for k, v in splits.items() if k not in ("validation", "test")},
+        streams=streams,
         train=recipe.train,
         eval=recipe.eval,
         run=recipe.run,
@@ -80,88 +142,43 @@ def build(recipe: Recipe, parts: Parts | None = None) -> Job:
         pad_id=renderer.pad_id if renderer else 0,
         recipe=recipe.resolved(),
         ledger=ledger,
+        stages=stages or {},
     )
 
 
-def _check_select(recipe: Recipe, suite: Suite) -> None:
-    select, known = recipe.eval.select, list(suite.columns())
-    if select is None:
-        return
-    if select not in known:
-        told = ", ".join(known) or "nothing: name metrics"
-        raise Failure(
-            f"eval.select: no metric gives {select!r}{nearest(select, known)}; eval.metrics "
-            f"{list(recipe.eval.metrics)} give {told}"
-        )
-    if "validation" not in suite.splits:
-        raise Failure(
-            f"eval.select: {select!r} is read on the validation split, and there is none: give "
-            "data.validation or data.hold_out"
-        )
+def _judge(
+    recipe: Recipe, student: Any, splits: Mapping[str, Any], renderer: Renderer | None
+) -> Judge | None:
+    """What the evaluator ``judge`` reads with: the student as it is now."""
+    if "judge" not in recipe.eval.metrics or renderer is None:
+        return None
+    told = {"sampling": recipe.sampling, "budget": recipe.train.tokens_per_micro}
+    return Judge(student.snapshot(), splits["train"], stage, renderer=renderer, **told)
 
 
-def _student(recipe: Recipe, parts: Parts, texts: Texts | None) -> tuple[Any, Renderer | None]:
-    told, student, tokenizer = recipe.student, parts.student, parts.tokenizer
-    if texts is None:
-        return student, None
-    if student is None and (told.model is None) == (told.lm is None):
-        raise Failure("student: give either 'model' (a hub name or folder) or 'lm' (sizes)")
-    if tokenizer is None:
-        tokenizer = _tokenizer(recipe, texts)
-    if student is None and told.model is not None:
-        with within("student.model"):
-            student = text.load(told.model, **_options(told))
-    if student is None:
-        sizes = dict(told.lm or {})
-        kind = sizes.pop("model_type", None)
-        if kind is None:
-            raise Failure("student.lm.model_type: name the architecture, like llama or windowed")
-        student = text.build(
-            kind, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, **sizes
-        )
-    return student, Renderer(tokenizer, student.stop_ids, recipe.data.columns)
+def _models(student: Any, teachers: Mapping[str, Teacher]) -> list[CausalLM]:
+    """The language models of this process, student and teachers, each once."""
+    networks = [student, *(t.network for t in teachers.values() if isinstance(t, Local))]
+    found = [m for network in networks for m in network.modules() if isinstance(m, CausalLM)]
+    return list(dict.fromkeys(found))
 
 
-def _options(told: Any) -> dict[str, Any]:
-    names = ("dtype", "revision", "device_map", "trust_remote_code")
-    return {name: getattr(told, name) for name in names}
-
-
-def _tokenizer(recipe: Recipe, texts: Texts) -> Any:
-    told = recipe.student
-    if texts.world is not None:
-        return texts.world.tokenizer()
-    name = told.tokenizer or told.model
-    if name is not None:
-        try:
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=told.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise Failure(f"student: cannot load the tokenizer of {name!r}: {error}") from error
-    fill = columns(recipe.data.columns)
-    trained = ByteLevelBPETokenizer()
-    lines = (_text(fill(row, where)) for where, row in texts.rows["train"])
-    trained.train_from_iterator(
-        lines, vocab_size=told.vocab_size, special_tokens=[EOS], show_progress=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer,
-        eos_token=EOS,
-        pad_token=EOS,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _text(row: Row) -> str:
-    """All words of a row, for a tokenizer to learn from."""
-    turns = [str(turn.get("content", "")) for turn in row.get("messages", ())]
-    return "\n".join([*(str(row.get(c, "")) for c in ("prompt", "completion")), *turns])
-
-
-def _teacher(recipe: Recipe) -> Teacher:
-    told = recipe.teacher
-    if told.recorded == (told.model is not None):
-        raise Failure("teacher: give either 'recorded: true' or 'model' (a hub name or folder)")
-    if told.model is None:
-        return Recorded()
-    with within("teacher.model"):
-        return Local(text.load(told.model, **_options(told)))
+def _check_numbers(recipe: Recipe, suite: Suite) -> None:
+    """Whether the validation split gives the numbers by which ``eval`` chooses and stops."""
+    told = recipe.eval
+    wanted = {f"eval.stop.{name}": name for name in told.stop}
+    if told.select is not None:
+        wanted["eval.select"] = told.select
+    known = list(suite.columns("validation"))
+    for path, name in wanted.items():
+        if name not in known:
+            gives = ", ".join(known) or "nothing: name metrics"
+            raise Failure(
+                f"{path}: no metric gives {name!r}{nearest(name, known)}; eval.metrics "
+                f"{list(told.metrics)} give {gives}"
+            )
+        if "validation" not in suite.splits:
+            raise Failure(
+                f"{path}: {name!r} is read on the validation split, and there is none: give "
+                "data.validation or data.hold_out"
+            )

@@ -15,6 +15,7 @@ from stillroom.catalogue import load, name_of, nearest
 from stillroom.config.specs import DataSpec, Network, TeacherSpec
 from stillroom.config.values import checked, plain, within
 from stillroom.core import Failure, Method
+from stillroom.data.rows import exists
 from stillroom.engine.settings import Eval, RunOptions, Train
 from stillroom.rollouts.sampling import Sampling
 
@@ -85,21 +86,30 @@ def read(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> R
     Raises:
         Failure: no such recipe, YAML that does not parse, an unknown key, a value out of range.
     """
-    file = _find(source)
+    file = find(source, PACKAGED, "recipe")
+    told = mapping_in(file, _KEYS)
+    told.setdefault("name", file.stem)
+    told = shrunk(told, str(file), tiny=tiny)
+    for override in overrides:
+        told = overridden(told, override)
+    return make(told, folder=file.parent)
+
+
+def mapping_in(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """What a YAML file tells; Failure where that is no mapping, ``keys`` being what it may have."""
     told = _parsed(file.read_bytes(), str(file))
     if not isinstance(told, dict):
-        raise Failure(
-            f"{file}: expected a mapping of {', '.join(_KEYS)}, got {type(told).__name__}"
-        )
-    told.setdefault("name", file.stem)
-    changes = _mapping(told.pop("tiny", None), "tiny")
+        raise Failure(f"{file}: expected a mapping of {', '.join(keys)}, got {type(told).__name__}")
+    return told
+
+
+def shrunk(told: Mapping[str, Any], where: str, *, tiny: bool) -> dict[str, Any]:
+    """A recipe's mapping without its ``tiny`` section, which is merged in if ``tiny`` is asked."""
+    rest = {key: value for key, value in told.items() if key != "tiny"}
+    changes = _mapping(told.get("tiny"), "tiny")
     if tiny and not changes:
-        raise Failure(f"{file} has no 'tiny' section, which would say what --tiny makes smaller")
-    if tiny:
-        told = _merged(told, changes)
-    for override in overrides:
-        told = _override(told, override)
-    return make(told, folder=file.parent)
+        raise Failure(f"{where} has no 'tiny' section, which would say what --tiny makes smaller")
+    return merged(rest, changes) if tiny else rest
 
 
 def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
@@ -113,7 +123,7 @@ def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
     return Recipe(
         name=str(told.get("name", "run")),
         about=str(told.get("about", "")).strip(),
-        method=_method(told.get("method")),
+        method=method_of(told.get("method")),
         folder=folder,
         **{name: checked(cls, values[name], name) for name, cls in SECTIONS.items()},
         arms=_arms(told, folder),
@@ -127,9 +137,9 @@ def _arms(told: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:
     for name, changes in _mapping(told.get("arms"), "arms").items():
         if not re.fullmatch(r"[\w.-]+", str(name)):
             raise Failure(f"arms.{name}: a name is letters, digits, '_', '-' and '.'")
-        merged = _merged(base, _mapping(changes, f"arms.{name}"))
+        arm = merged(base, _mapping(changes, f"arms.{name}"))
         with within(f"arms.{name}"):
-            made[str(name)] = make({**merged, "name": str(name)}, folder=folder)
+            made[str(name)] = make({**arm, "name": str(name)}, folder=folder)
     return made
 
 
@@ -139,32 +149,33 @@ def _mapping(told: Any, path: str) -> Mapping[str, Any]:
     return told or {}
 
 
-def _method(told: Any) -> Method:
+def method_of(told: Any, path: str = "method") -> Method:
+    """A method from its name, or from a mapping with ``name`` and fields."""
     told = {"name": told} if isinstance(told, str) else told
     if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
-        raise Failure(f"method: expected a mapping with a name ('stillroom list'), got {told!r}")
+        raise Failure(f"{path}: expected a mapping with a name ('stillroom list'), got {told!r}")
     try:
         cls = load(told["name"])
     except (Failure, ModuleNotFoundError) as error:
-        raise Failure(f"method.name: {error}") from error
-    return checked(cls, {k: v for k, v in told.items() if k != "name"}, "method")
+        raise Failure(f"{path}.name: {error}") from error
+    return checked(cls, {k: v for k, v in told.items() if k != "name"}, path)
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Sections are merged key by key, values replaced; another method starts from its defaults."""
-    merged = dict(base)
+    both = dict(base)
     for key, new in changes.items():
-        old = merged.get(key)
+        old = both.get(key)
         if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-            merged[key] = new
+            both[key] = new
         elif key == "arms":
             names = {**old, **new}
-            merged[key] = {n: _merged(old.get(n) or {}, new.get(n) or {}) for n in names}
+            both[key] = {n: merged(old.get(n) or {}, new.get(n) or {}) for n in names}
         else:
-            merged[key] = (
+            both[key] = (
                 new if new.get("name", old.get("name")) != old.get("name") else {**old, **new}
             )
-    return merged
+    return both
 
 
 def _parsed(text: bytes, where: str) -> Any:
@@ -176,7 +187,8 @@ def _parsed(text: bytes, where: str) -> Any:
         raise Failure(f"{where}: not valid YAML: {error}") from error
 
 
-def _override(told: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(told: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """A recipe's mappings with one ``key=value`` change."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise Failure(f"{override!r}: expected key=value, like train.steps=100")
@@ -191,24 +203,25 @@ def _override(told: dict[str, Any], override: str) -> dict[str, Any]:
     return told
 
 
-def _find(source: str) -> Path:
-    packaged = {file.stem: file for file in sorted(PACKAGED.glob("*.yaml"))}
+def find(source: str, folder: Path, what: str) -> Path:
+    """A YAML file by path, or by its name among the packaged ones of a folder."""
+    packaged = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     for file in (Path(source), packaged.get(source)):
         if file is not None and file.is_file():
             return file
     raise Failure(
-        f"there is no recipe {source!r}{nearest(source, list(packaged)) or '.'} "
+        f"there is no {what} {source!r}{nearest(source, list(packaged)) or '.'} "
         f"Give a YAML file, or one of {', '.join(packaged)}"
     )
 
 
 def find_data(name: str, beside: Path, key: str) -> Path:
-    """A data file: as given, beside the recipe, or under the folder in ``STILLROOM_DATA``."""
+    """A name for ``read_rows``: as given, beside the recipe, or under ``STILLROOM_DATA``."""
     root = os.environ.get("STILLROOM_DATA")
     sought = [Path(name), beside / name, *([Path(root) / name] if root else [])]
     places = list(dict.fromkeys(sought))
     for place in places:
-        if place.is_file():
+        if exists(place):
             return place
     hint = "" if root else "; or set STILLROOM_DATA to the folder that holds it"
     raise Failure(f"{key}: there is no file {name} (looked at {', '.join(map(str, places))}){hint}")

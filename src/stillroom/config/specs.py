@@ -5,18 +5,84 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
+
+from stillroom.store.requests import Decoding
+from stillroom.teachers.api import address
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    """A model by hub name or folder; the options go to ``from_pretrained``.
+class Cut:
+    """A student that keeps some layers of another model.
 
-    ``lm`` makes a language model with fresh weights from a config instead: ``model_type`` (of
-    ``transformers``, or ``windowed``) and its sizes. Its tokenizer is a byte-level BPE of
-    ``vocab_size`` entries trained on the training text, or the one named.
+    Args:
+        from_: ``from`` in a recipe: the model that is cut, by hub name, folder or GGUF file.
+        layers: which are kept, counted from 0; ``search`` removes the layer whose loss costs the
+            least ``KL(whole || cut)`` on training text, again and again.
+        keep: how many ``search`` leaves.
+        tokens: of the training text that ``search`` measures on.
+    """
+
+    from_: str
+    layers: list[Annotated[int, Ge(0)]] | Literal["search"]
+    keep: Annotated[int, Ge(1)] | None = None
+    tokens: Annotated[int, Ge(1)] = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heal:
+    """A training of all weights that comes before the arms, which share it: made once and kept.
+
+    Args:
+        steps: how many.
+        method: a name or mapping; null is ``kd`` where the teacher gives logits, else ``seqkd``.
+        train: changes of the recipe's ``train``.
+    """
+
+    steps: Annotated[int, Ge(1)]
+    method: str | dict[str, Any] | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters on a frozen student (arXiv 2106.09685), by peft.
+
+    Args:
+        rank: of each update.
+        alpha: updates are scaled by ``alpha / rank``.
+        dropout: on the adapters' input.
+        targets: names of layers as peft matches them; ``all-linear`` is all but the head.
+        adapter: a folder with a saved adapter to start from, which has its own rank, alpha and
+            targets.
+    """
+
+    rank: Annotated[int, Ge(1)] = 16
+    alpha: Annotated[float, Gt(0)] = 32.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    targets: str | list[str] = "all-linear"
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A model by hub name, folder, GGUF file or ``package:NAME``.
+
+    The options go to ``from_pretrained``. ``lm`` makes a language model with fresh weights from a
+    config instead: ``model_type`` (of ``transformers``, or ``windowed``) and its sizes. Its
+    tokenizer is a byte-level BPE of ``vocab_size`` entries trained on the training text, or the
+    one named.
+
+    Args:
+        model: which.
+        cut: keeps some layers of a model.
+        heal: a training before the arms; steps, or a mapping.
+        lora: trains adapters instead of the weights.
+        vocab: ``view`` trains on the ids that occur in the training text, with a frozen head; the
+            shipped model and all evaluation have the full vocabulary.
+        view_size: ids of the view at least; the lowest ones fill up.
     """
 
     model: str | None = None
@@ -27,20 +93,61 @@ class Network:
     lm: dict[str, Any] | None = None
     vocab_size: Annotated[int, Ge(300)] = 4096
     tokenizer: str | None = None
+    cut: Cut | None = None
+    heal: Annotated[int, Ge(1)] | Heal | None = None
+    lora: Lora | None = None
+    vocab: Literal["full", "view"] = "full"
+    view_size: Annotated[int, Ge(1)] = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """``recorded: true`` (its answers are the data's completions), or a model in this process."""
+    """Where the teacher's signals come from: exactly one of the first five.
+
+    Args:
+        recorded: its answers are the data's completions.
+        model: a model in this process, by hub name, folder, GGUF file or ``package:NAME``.
+        api: ``openai:MODEL`` behind a server; it writes the completions that the data lack.
+        base: the student's own base model, its adapter off.
+        adapter: a saved adapter on the student's base model, by folder.
+        base_url: of the server, up to and with ``/v1``; null is OpenAI's own.
+        endpoint: ``completions`` sends a prompt as it is, ``chat`` as a message of the user.
+        key_env: the environment variable that holds the server's key, ``OPENAI_API_KEY`` if null.
+        store: folder in which answers are kept, and found again. With it a ``model`` writes the
+            completions that the data lack, too.
+        concurrency: requests in flight at once.
+        budget_usd: stops before it is passed, over all runs on these prompts.
+        budget_tokens: the same in tokens.
+        price: dollars a million tokens of prompt and of answer, where the known ones do not hold.
+        sampling: of its answers.
+        keep_truncated: keeps answers that met ``sampling.max_tokens``.
+        terms: under which terms its text or weights may be used; shown in the model card.
+    """
 
     recorded: bool = False
     model: str | None = None
+    api: str | None = None
+    base: bool = False
+    adapter: str | None = None
     dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
+    base_url: str | None = None
+    endpoint: Literal["chat", "completions"] = "chat"
+    key_env: str | None = None
+    store: str | None = None
+    concurrency: Annotated[int, Ge(1)] = 8
+    budget_usd: Annotated[float, Gt(0)] | None = None
+    budget_tokens: Annotated[int, Gt(0)] | None = None
+    price: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]] | None = None
+    sampling: Decoding = field(default_factory=Decoding)
+    keep_truncated: bool = False
     terms: str | None = None
-    """Under which terms the teacher's text or weights may be used; shown in the model card."""
+
+    def __post_init__(self) -> None:
+        if self.base_url is not None:
+            address(self.base_url)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +157,23 @@ class DataSpec:
     Files are sought as given, beside the recipe, and under ``STILLROOM_DATA``.
 
     Args:
-        train: JSON Lines with ``prompt`` and ``completion``, or ``messages``.
+        train: JSON Lines, JSON, Parquet (a file, folder or pattern), a folder that ``datasets``
+            saved (``FOLDER:SPLIT``), or ``hf:ORG/NAME[/CONFIG][@REVISION][:SPLIT]`` of the hub.
+            Where no split is named, the field's own name is.
         validation: a file of the same kind; or ``hold_out`` rows of ``train``.
         test: likewise.
+        rows: by split, how many are used at most: the first that are kept.
         hold_out: rows that become validation, and as many that become test.
+        form: of the rows: ``prompt`` (and ``completion``), ``messages``, ``alpaca``
+            (``instruction``, ``input``, ``output``) or ``sharegpt`` (``conversations``); null tells
+            it by the columns of the first.
+        train_on: ``all`` supervises every assistant turn of a conversation, not the last alone; a
+            limit on completions is on the last.
         columns: Jinja templates that make ``prompt`` and ``completion`` from other columns.
         max_prompt_tokens: longer prompts are left out, and counted.
         max_completion_tokens: longer answers, the end token included, are left out, and counted.
+        cut_completion_tokens: longer answers are cut to so many tokens and lose their end token,
+            as samples do that reach ``sampling.max_new_tokens``; give both the same number.
         world: a made-up world instead of files (``marked_orders``), and its options.
         licence: shown in the model card.
     """
@@ -64,9 +181,15 @@ class DataSpec:
     train: str | None = None
     validation: str | None = None
     test: str | None = None
+    rows: dict[Literal["train", "validation", "test"], Annotated[int, Ge(1)]] = field(
+        default_factory=dict
+    )
     hold_out: Annotated[int, Ge(1)] | None = None
+    form: Literal["prompt", "messages", "alpaca", "sharegpt"] | None = None
+    train_on: Literal["last", "all"] = "last"
     columns: dict[str, str] = field(default_factory=dict)
     max_prompt_tokens: Annotated[int, Ge(1)] | None = None
     max_completion_tokens: Annotated[int, Gt(1)] | None = None
+    cut_completion_tokens: Annotated[int, Ge(1)] | None = None
     world: dict[str, Any] | None = None
     licence: str | None = None

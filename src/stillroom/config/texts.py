@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from stillroom.config.collected import collected
 from stillroom.config.recipe import Recipe, find_data
 from stillroom.config.specs import DataSpec
-from stillroom.config.values import checked
+from stillroom.config.values import checked, within
 from stillroom.core import Failure
+from stillroom.data.forms import shaped
 from stillroom.data.marked_orders import MarkedOrders
-from stillroom.data.rows import Row, read_jsonl
+from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
 
@@ -23,33 +28,67 @@ WORLDS = {"marked_orders": MarkedOrders}
 
 @dataclass
 class Texts:
-    """Rows by split, where they came from, and the world they were made in."""
+    """Rows by split, where they came from, and the world they were made in.
+
+    ``left_out`` counts rows whose answer a teacher did not give.
+    """
 
     rows: dict[str, list[tuple[str, Row]]]
     pool: Sequence[tuple[str, Row]] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
     world: Any = None
+    form: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
-def gathered(recipe: Recipe, given: Sequence[Row] | None) -> Texts:
-    """The rows of a world, of a Python caller (``given``), or of the files that are named."""
+def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -> Texts:
+    """The rows of a world, of a Python caller (``given``), or of the files that are named.
+
+    The teacher writes the answers that they lack, if it can; ``ask`` False leaves these rows out.
+    """
     told = recipe.data
     if told.world is not None:
         return _world(recipe)
     if given is not None:
         named = {"train": [(f"data, row {i}", row) for i, row in enumerate(given)]}
-        return _held_out(Texts(named), told)
+        return _held_out(_answered(recipe, _shaped(Texts(named), told), ask=ask), told)
     if told.train is None:
         raise Failure("data.train: name a file of rows (or data.world)")
     texts = Texts({})
     for split in ("train", "validation", "test"):
         if (name := getattr(told, split)) is not None:
             file = find_data(name, recipe.folder, f"data.{split}")
-            rows = read_jsonl(file)
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            texts.files.append({"file": name, "rows": len(rows), "sha256": digest})
-            texts.rows[split] = [(f"{file}, line {i}", row) for i, row in enumerate(rows, 1)]
-    return _held_out(texts, told)
+            with within(f"data.{split}"):
+                read = read_rows(file, split)
+            taken = read.split is not None and not name.endswith(f":{read.split}")
+            label = f"{name}:{read.split}" if taken else name
+            texts.files.append({"file": label, "rows": len(read), "sha256": read.sha256})
+            texts.files[-1] |= _collected(file)
+            texts.rows[split] = list(read)
+    return _held_out(_answered(recipe, _shaped(texts, told), ask=ask), told)
+
+
+def _answered(recipe: Recipe, texts: Texts, *, ask: bool) -> Texts:
+    told = collected(recipe, texts.rows, ask=ask)
+    texts.rows, texts.left_out = told.rows, told.left_out
+    texts.files += told.files
+    return texts
+
+
+def _shaped(texts: Texts, told: DataSpec) -> Texts:
+    """Rows as prompt and completion, or messages; all splits have the form of the first."""
+    for split, rows in texts.rows.items():
+        with within(f"data.{split}"):
+            texts.form, texts.rows[split] = shaped(rows, texts.form or told.form, told.columns)
+    return texts
+
+
+def _collected(file: Path) -> dict[str, Any]:
+    """What ``collect`` wrote beside a file about how its answers were come by, if it did."""
+    ledger = file.with_name(f"{file.name}.ledger.json")
+    if not ledger.is_file():
+        return {}
+    return {"collected": json.loads(ledger.read_text(encoding="utf-8"))}
 
 
 def _world(recipe: Recipe) -> Texts:
@@ -64,7 +103,7 @@ def _world(recipe: Recipe) -> Texts:
     named: dict[str, list[tuple[str, Row]]] = {
         k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()
     }
-    return Texts(named, world=world)
+    return _shaped(Texts(named, world=world), recipe.data)
 
 
 def _held_out(texts: Texts, told: DataSpec) -> Texts:
@@ -92,7 +131,12 @@ def rendered(
     ledger: dict[str, Any],
 ) -> dict[str, Data]:
     """Data sets by split, of the rows that fit; tells ``ledger`` what was read and left out."""
-    told, left_out = recipe.data, {"prompt too long": 0, "completion too long": 0}
+    if recipe.data.train_on == "all" and recipe.method.needs.rollouts:
+        raise Failure(
+            f"data.train_on: {type(recipe.method).__name__} samples answers to the last turn "
+            "alone, so 'all' would be learned from in some steps only: set it to last"
+        )
+    told, left_out = recipe.data, Counter(texts.left_out)
 
     def kept(rows: Sequence[tuple[str, Row]], *, test: bool = False) -> list[Example]:
         sampled = recipe.method.needs.rollouts or (test and recipe.eval.samples > 0)
@@ -100,6 +144,8 @@ def rendered(
         found = []
         for where, row in rows:
             example = renderer.example(row, where)
+            if told.cut_completion_tokens is not None:
+                example = renderer.cut(example, told.cut_completion_tokens)
             prompt, answer = len(example.prompt_ids), len(example.completion_ids)
             if told.max_prompt_tokens is not None and prompt > told.max_prompt_tokens:
                 left_out["prompt too long"] += 1
@@ -110,7 +156,10 @@ def rendered(
                 found.append(example)
         return found
 
-    examples = {split: kept(rows, test=split == "test") for split, rows in texts.rows.items()}
+    examples = {
+        split: kept(rows, test=split == "test")[: told.rows.get(split)]
+        for split, rows in texts.rows.items()
+    }
     if told.hold_out is not None:
         pool, n = kept(texts.pool, test=True), told.hold_out
         if len(pool) < 2 * n:
@@ -121,14 +170,22 @@ def rendered(
         examples |= {"validation": pool[:n], "test": pool[n : 2 * n]}
         examples["train"] += pool[2 * n :]
     if empty := [split for split, found in examples.items() if not found]:
-        raise Failure(f"data: no row is left for {empty[0]}; left out: {left_out}")
+        raise Failure(f"data: no row is left for {empty[0]}; left out: {dict(left_out)}")
     ledger |= {
         "files": texts.files,
+        "form": texts.form,
         "rows": {split: len(found) for split, found in examples.items()},
         "left_out": {why: n for why, n in left_out.items() if n},
+        "sha256": {split: _digest(found) for split, found in examples.items()},
         "licence": told.licence,
     }
     return {split: TextData(found, renderer.pad_id) for split, found in examples.items()}
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Hash of the texts, whatever files they came from and however they are tokenised."""
+    told = json.dumps([[e.prompt, e.answer, len(e.earlier)] for e in examples])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _check_room(

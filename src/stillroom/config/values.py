@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import keyword
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def checked(cls: type[T], values: Any, path: str) -> T:
         raise Failure(f"{path}: expected a mapping of {_fields(cls)}, got {values!r}")
     _forbid_unknown(cls)
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values, default=_plain), strict=True)
+        told = json.dumps(_renamed(values), default=_plain)
+        return TypeAdapter(cls).validate_json(told, strict=True)
     except ValidationError as error:
         raise Failure("\n".join(_sentences(cls, error, path))) from error
 
@@ -45,7 +47,18 @@ def within(path: str) -> Iterator[None]:
 
 def plain(value: Any) -> Any:
     """A dataclass as mappings, lists and scalars, defaults filled in."""
-    return json.loads(json.dumps(dataclasses.asdict(value), default=_plain))
+    return _renamed(json.loads(json.dumps(dataclasses.asdict(value), default=_plain)), back=True)
+
+
+def _renamed(tree: Any, *, back: bool = False) -> Any:
+    """A key that Python keeps for itself (``from``) is a field with an underscore (``from_``)."""
+    if isinstance(tree, list | tuple):
+        return [_renamed(value, back=back) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    names = {f"{word}_": word for word in keyword.kwlist}
+    names = names if back else {word: name for name, word in names.items()}
+    return {names.get(k, k): _renamed(v, back=back) for k, v in tree.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,8 @@ class Needs:
     """What a method asks for, checked before the first step.
 
     ``fresh``: asks the teacher about sequences that the data do not hold. ``whole``: compares
-    the samples of a batch, which is then never split, and gathered over processes.
+    the samples of a batch, which is then never split, and gathered over processes. ``planned``:
+    what a step does depends on how many there will be, so the run cannot end by time.
     """
 
     teacher: Set[str] = frozenset()
@@ -26,6 +27,7 @@ class Needs:
     rollouts: bool = False
     fresh: bool = False
     whole: bool = False
+    planned: bool = False
     streams: Set[str] = frozenset({"train"})
 
 
@@ -141,7 +143,8 @@ class Method:
 
     def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
         """Per micro-batch, all in lockstep; how many must not depend on the data."""
-        student, teacher = run.student(batch), run.teacher(batch)
+        asks = self.needs.teacher - {"text"}  # its text stands in the batch
+        student, teacher = run.student(batch), run.teacher(batch) if asks else Signals()
         if self.needs.whole:
             batch = run.gather(batch)
         terms = self.loss(student, teacher, batch, run.players)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ class Head:
     """From what the LM head reads (the state after the last norm) to logits.
 
     ``logits(h) = soft_cap * tanh(scale * (h W^T + b) / soft_cap)``; without a soft-cap the
-    ``tanh`` is left out. ``weight`` [V, d], ``bias`` [V].
+    ``tanh`` is left out. ``weight`` [V, d], ``bias`` [V]. ``ids`` [V], rising: the tokens that the
+    rows stand for, where these are some of the vocabulary; None where row ``v`` is token ``v``.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+    ids: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
@@ -34,6 +36,24 @@ class Head:
         if self.scale != 1.0:
             out = out * self.scale
         return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)
+
+    def narrowed(self, ids: Tensor) -> Head:
+        """This head for the tokens ``ids`` [n], rising, alone: a copy of their rows, frozen."""
+        bias = None if self.bias is None else self.bias.detach()[ids]
+        return replace(self, weight=self.weight.detach()[ids], bias=bias, ids=ids)
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Where tokens stand among the logits; raises Failure for one that has no row."""
+        if self.ids is None:
+            return labels
+        at = torch.searchsorted(self.ids, labels).clamp_max(len(self.ids) - 1)
+        if (strange := labels[self.ids[at] != labels]).numel():
+            raise Failure(
+                f"{strange.numel()} of {labels.numel()} labels are outside the view of the "
+                f"vocabulary ({len(self.ids)} ids), such as {int(strange[0])}; it holds what "
+                "occurs in the training text: train with 'vocab: full', or add such rows to it"
+            )
+        return at
 
 
 class Signals(Bag):
@@ -46,6 +66,12 @@ class Signals(Bag):
     def __getattr__(self, name: str) -> Any:
         if name == "logits" and "hidden" in self and "logits" not in self:
             size = len(self["hidden"]) * len(self["head"].weight)
+            if self["head"].ids is not None:
+                raise Failure(
+                    "the columns of logits in a view of the vocabulary are not token ids; put the "
+                    "formula into an objective and call per_row(objective, student, teacher, "
+                    "labels), or train with 'vocab: full'"
+                )
             if size > SMALL_LOGITS:
                 raise Failure(
                     f"logits of {len(self['hidden'])} rows by {len(self['head'].weight)} tokens "

@@ -2,70 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stillroom.core import Batch, Failure
-from stillroom.data.rows import Row, columns
+from stillroom.data.rows import Row
+from stillroom.data.turns import Span, answer, earlier, question
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and its answer, as text and as tokens; ``completion`` ends with a stop id."""
+    """One prompt and its answer, as text and as tokens; ``completion`` ends with a stop id.
+
+    One that was cut has none. ``earlier`` are the parts of the prompt that count as well.
+    """
 
     prompt: str
     answer: str
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    earlier: tuple[Span, ...] = ()
 
 
 class Renderer:
     """Turns rows into prompt and completion tokens; serves data, rollouts and evaluation alike.
 
     A row holds ``prompt`` and ``completion`` (plain strings, never wrapped in a template) or
-    ``messages`` (rendered by the tokenizer's chat template; the last assistant turn is the
-    completion). ``templates`` may make either column from others: Jinja over the row.
+    ``messages`` (rendered by the tokenizer's chat template); ``forms.shaped`` makes them of others.
+
+    The last turn must be the assistant's and is the completion, up to its last stop id. With
+    ``train_on="all"`` every earlier assistant turn counts too (``turns.earlier``); the tokens of a
+    row are the same in both cases. A turn is what the template writes of it, ``tool_calls``
+    included; one with neither these nor content is refused where it would be learned from, and so
+    is one that nothing comes before. Assistant turns may follow each other. Turns of system, user
+    and tool are context alone.
 
     Args:
         tokenizer: a fast tokenizer of ``transformers``.
         stop_ids: the first is appended to plain completions; all of them end an answer.
-        templates: ``{"prompt": "{{ instruction }}", "completion": "{{ response }}"}``.
+        train_on: ``all`` asks of the template that it renders a conversation as the beginning of
+            any longer one, which is checked for each row.
     """
 
     def __init__(
-        self, tokenizer: Any, stop_ids: Sequence[int], templates: Mapping[str, str] | None = None
+        self, tokenizer: Any, stop_ids: Sequence[int], train_on: Literal["last", "all"] = "last"
     ) -> None:
         if not stop_ids:
             raise Failure("the model names no stop token: set eos_token_id in generation_config")
         self.tokenizer = tokenizer
         self.stop_ids = tuple(stop_ids)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-        self.columns = columns(templates or {})
+        self.train_on = train_on
 
     def example(self, row: Row, where: str = "row") -> Example:
         """Raises Failure, naming ``where``, when a column is missing or nothing is supervised."""
-        row = self.columns(row, where)
         if "messages" in row:
             return self._chat(row["messages"], where)
-        for column in ("prompt", "completion"):
-            if not isinstance(row.get(column), str):
-                raise Failure(
-                    f"{where}: expected a text in {column!r} (or a list in 'messages'), "
-                    f"got columns {sorted(row)}; data.columns makes them from others"
-                )
-        if not row["completion"]:
+        prompt, prompt_ids = self.asked(row, where)
+        said = row.get("completion")
+        if not isinstance(said, str):
+            raise Failure(
+                f"{where}: expected a text in 'completion' (or a list in 'messages'), "
+                f"got columns {sorted(row)}; data.columns makes them from others"
+            )
+        if not said:
             raise Failure(f"{where}: the completion is empty, so no token is supervised")
-        prompt = self.encode(row["prompt"])
-        if not prompt:
-            raise Failure(f"{where}: the prompt has no token; write something or add a BOS")
-        completion = self._ids(row["completion"])
+        completion = self._ids(said)
         if completion[-1:] != [self.stop_ids[0]]:  # some files spell the end of text out
             completion = [*completion, self.stop_ids[0]]
-        return Example(row["prompt"], row["completion"], tuple(prompt), tuple(completion))
+        return Example(prompt, said, tuple(prompt_ids), tuple(completion))
+
+    def asked(self, row: Row, where: str = "row") -> tuple[str, list[int]]:
+        """The question of a row, as the text and tokens that an answer goes on from."""
+        said = question(row, where)
+        plain = isinstance(said, str)
+        said = said if plain else self.rendered(said, where, asks=True)
+        ids = self.encode(said) if plain else self._ids(said)
+        if not ids:
+            raise Failure(f"{where}: the prompt has no token; write something or add a BOS")
+        return said, ids
+
+    def cut(self, example: Example, tokens: int) -> Example:
+        """The example with at most so many tokens of its answer; an end beyond them is lost."""
+        kept = example.completion_ids[:tokens]
+        if len(kept) == len(example.completion_ids):
+            return example
+        return replace(example, answer=self.decode(kept), completion_ids=kept)
 
     def encode(self, prompt: str) -> list[int]:
         """A plain prompt as tokens, with the BOS that the tokenizer asks for."""
@@ -79,37 +105,32 @@ class Renderer:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def _chat(self, messages: Any, where: str) -> Example:
-        answer = _last_answer(messages)
-        if answer is None:
-            raise Failure(f"{where}: messages must be a list whose last turn is the assistant's")
-        if not answer:
-            raise Failure(f"{where}: the last answer is empty, so no token is supervised")
+    def rendered(self, messages: Sequence[Row], where: str, *, asks: bool = False) -> str:
+        """Messages by the chat template; ``asks`` adds what an answer goes on from."""
         if self.tokenizer.chat_template is None:
             raise Failure(f"{where}: the tokenizer has no chat template; use prompt/completion")
-        render = self.tokenizer.apply_chat_template
         try:
-            told = render(messages[:-1], tokenize=False, add_generation_prompt=True)
-            whole = render(messages, tokenize=False)
+            render = self.tokenizer.apply_chat_template
+            return render(messages, tokenize=False, add_generation_prompt=asks)
         except Exception as error:  # templates refuse what they were not made for in many ways
             raise Failure(f"{where}: the chat template refuses the messages: {error}") from error
+
+    def _chat(self, messages: Any, where: str) -> Example:
+        said = answer(messages, where)
+        told, prompt = self.asked({"messages": messages}, where)
+        whole = self.rendered(messages, where)
         if not whole.startswith(told):
             raise Failure(
                 f"{where}: the chat template changes earlier turns; use prompt/completion"
             )
-        prompt, completion = self._ids(told), self._ids(whole[len(told) :])
+        ids = self._ids(whole)
+        same = ids[: len(prompt)] == prompt  # else a token is merged from header and answer
+        completion = ids[len(prompt) :] if same else self._ids(whole[len(told) :])
         ends = [i for i, token in enumerate(completion) if token in self.stop_ids]
         completion = completion[: ends[-1] + 1] if ends else [*completion, self.stop_ids[0]]
-        return Example(told, answer, tuple(prompt), tuple(completion))
-
-
-def _last_answer(messages: Any) -> str | None:
-    """What the assistant says in the last turn; None where messages are no such list."""
-    turns = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
-    if not turns or messages[-1].get("role") != "assistant":
-        return None
-    answer = messages[-1].get("content")
-    return answer if isinstance(answer, str) else None
+        every = self.train_on == "all"
+        spans = tuple(earlier(self, messages[:-1], told, where)) if every else ()
+        return Example(told, said or self.decode(completion), (*prompt,), (*completion,), spans)
 
 
 class TextData:
@@ -125,7 +146,8 @@ class TextData:
     def batch(self, indices: Sequence[int]) -> Batch:
         picked = [self.examples[i] for i in indices]
         pairs = [(e.prompt_ids, e.completion_ids) for e in picked]
-        return collate(pairs, torch.tensor(list(indices)), self.pad_id)
+        earlier = [e.earlier for e in picked]
+        return collate(pairs, torch.tensor(list(indices)), self.pad_id, earlier=earlier)
 
 
 def collate(
@@ -134,11 +156,12 @@ def collate(
     pad_id: int,
     *,
     side: str = "right",
+    earlier: Sequence[Sequence[Span]] | None = None,
 ) -> Batch:
     """Prompts with completions as one padded batch; every completion token is a row's label.
 
-    The last token is fed too, so that a critic can read at ``last``. ``prompt`` [B] holds the
-    lengths of the prompts.
+    The last token is fed too, so that a critic can read at ``last``. ``prompt`` [B] holds where a
+    rollout starts. ``earlier`` are the parts of each prompt whose tokens are labels as well.
     """
     lengths = [len(p) + len(c) for p, c in pairs]
     length = max(lengths, default=0)
@@ -151,9 +174,10 @@ def collate(
         tokens = [*prompt, *completion]
         ids[i, start : start + len(tokens)] = torch.tensor(tokens)
         real[i, start : start + len(tokens)] = True
-        first = i * length + start + len(prompt) - 1
-        rows.extend(range(first, first + len(completion)))
-        labels.extend(completion)
+        first = i * length + start - 1  # the row that would tell the first token
+        for span in [*(earlier[i] if earlier else ()), (len(prompt), len(tokens))]:
+            rows.extend(range(*(first + place for place in span)))
+            labels.extend(tokens[slice(*span)])
     return Batch.text(
         ids=ids,
         positions=(real.long().cumsum(1) - 1).clamp_min(0),

@@ -24,10 +24,11 @@ def save(folder: Path, step: int, state: Any, *, keep: int) -> Path:
     """Writes ``folder/step-NNNNNNNN`` and drops all but the last ``keep``.
 
     ``state`` is a tree of dicts, lists, tensors and plain values; tensors go to safetensors, the
-    rest to JSON. A kill at any moment leaves the earlier ones whole.
+    rest to JSON, one that stands at several places (tied weights, what snapshots share) once. A
+    kill at any moment leaves the earlier ones whole.
     """
     tensors: dict[str, Tensor] = {}
-    tree = _without_tensors(state, tensors)
+    tree = _without_tensors(state, tensors, {})
     place, aside = folder / f"step-{step:08d}", folder / ".writing"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -80,15 +81,17 @@ def _best(folder: Path, step: int) -> Path:
     return folder / f"best-{step:08d}.safetensors"
 
 
-def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:
+def _without_tensors(node: Any, tensors: dict[str, Tensor], found: dict[Any, str]) -> Any:
     if isinstance(node, Tensor):
-        key = str(len(tensors))
-        tensors[key] = node.detach().cpu().clone().contiguous()  # tied weights may not share
+        same = (node.device, node.data_ptr() or id(node), node.dtype, node.shape, node.stride())
+        key = found.setdefault(same, str(len(found)))
+        if key not in tensors:
+            tensors[key] = node.detach().cpu().clone().contiguous()  # parts of one may not share
         return {"tensor": key}
     if isinstance(node, dict):
-        return {"dict": [[k, _without_tensors(v, tensors)] for k, v in node.items()]}
+        return {"dict": [[k, _without_tensors(v, tensors, found)] for k, v in node.items()]}
     if isinstance(node, list | tuple):
-        return [_without_tensors(v, tensors) for v in node]
+        return [_without_tensors(v, tensors, found) for v in node]
     return {"value": node}
 
 

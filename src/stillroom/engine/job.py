@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from stillroom.core import Method, Teacher
@@ -30,3 +31,5 @@ class Job:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)
     """Which data were read and which rows left out."""
+    stages: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the students that this one came by (cut, healed), by their row in tables."""

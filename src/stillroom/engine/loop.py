@@ -41,7 +41,7 @@ def iterate(run: Run, batch: Batch) -> dict[str, float]:
             loss.backward()
         norms = run.all.gather_gradients(players)
         _check_norms(run, norms, batch)
-        log |= {f"lr/{k}": v for k, v in run.all.step(players, run.step).items()}
+        log |= {f"lr/{k}": v for k, v in run.all.step(players, run.step, run.steps).items()}
         log |= {f"grad_norm/{k}": v for k, v in norms.items()}
         log |= {k: float(run.processes.total(v.to(run.processes.device))) for k, v in sums.items()}
     with torch.no_grad():

@@ -53,12 +53,12 @@ class Players:
             norms[name] = float(norm)
         return norms
 
-    def step(self, names: Sequence[str], step: int) -> dict[str, float]:
+    def step(self, names: Sequence[str], step: int, steps: int) -> dict[str, float]:
         """One optimiser step of the named players; drops everybody's gradients."""
         used = {}
         for name in names:
             optimizer = self.optimizers[name]
-            used[name] = rate_at(self.rates[name], step, self.train.steps)
+            used[name] = rate_at(self.rates[name], step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = used[name]
             optimizer.step()

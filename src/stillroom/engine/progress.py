@@ -28,6 +28,7 @@ def progress_bar(name: str, run: Run, *, show: bool) -> Iterator[Tick]:
         def tick(log: Mapping[str, float], seconds: float) -> None:
             loss = [0.0, *(v for k, v in log.items() if k.startswith("loss/"))][-1]
             rate = run.tokens["trained"] / max(seconds, 1e-9)
-            bar.update(task, advance=1, says=f"loss {loss:.4f}  {rate:,.0f} tokens/s")
+            says = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
+            bar.update(task, advance=1, total=run.steps, says=says)
 
         yield tick

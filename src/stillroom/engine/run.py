@@ -17,9 +17,12 @@ from stillroom.data.text import collate, prompts_of
 from stillroom.engine.job import Job
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
+from stillroom.engine.settings import Train
 from stillroom.models.text import mode
 from stillroom.rollouts.sampling import Sampling, sample, uniform
 
+UNKNOWN = 10**6
+"""Steps that a run is said to have before its first one told how long they take."""
 ROLLOUT_TOKENS = 2**17
 """Tokens (prompt and answer, padded) that are sampled side by side."""
 
@@ -65,8 +68,8 @@ class Run:
         self.players: Mapping[str, nn.Module] = players.networks
         self.streams, self.processes, self.train = streams, processes, job.train
         self.seed, self.sampling, self.pad_id = job.run.seed, job.sampling, job.pad_id
-        self.step, self.steps, self.epoch = 0, job.train.steps, 0
-        self.epochs = job.train.steps * job.train.batch / len(streams["train"].data)
+        self.step, self.steps, self.epoch = 0, job.train.steps or 0, 0
+        self.per_epoch = len(streams["train"].data) / job.train.batch
         self.clock = Clock()
         self.tokens = {"trained": 0, "generated": 0}
         self.notes: list[str] = []
@@ -74,7 +77,19 @@ class Run:
 
     @property
     def progress(self) -> float:
-        return self.step / self.steps
+        return self.step / max(1, self.steps)
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.per_epoch
+
+    def plan(self, cpu_seconds: float) -> None:
+        """Where time is the measure: how many steps it will be, by what they took so far."""
+        if self.train.cpu_seconds is None:
+            return
+        share = cpu_seconds / self.train.cpu_seconds
+        expected = round(self.step / share) if share else UNKNOWN
+        self.steps = self.step if share >= 1 else max(self.step + 1, expected)
 
     def autocast(self) -> Any:
         wanted = self.train.precision == "bf16"
@@ -97,8 +112,12 @@ class Run:
         return self.gather(said) if self.method.needs.whole else said
 
     def ask(self, player: str, batch: Batch) -> Any:
-        """What a player says of a batch: in eval mode, without gradient, in parts."""
-        network = self.players[player]
+        """What a player, or a part of one (``critic.reader``), says of a batch.
+
+        In eval mode, without gradient, in micro-batches.
+        """
+        name, _, part = player.partition(".")
+        network = self.players[name].get_submodule(part)
         with torch.no_grad(), mode(network, training=False):
             return _joined([network(part) for part in batch.split(self.train.tokens_per_micro)])
 
@@ -171,6 +190,15 @@ def _joined(parts: list[Any]) -> Any:
     if isinstance(first, dict):
         return type(first)({name: _joined([p[name] for p in parts]) for name in first})
     return first
+
+
+def check_plan(method: Method, train: Train) -> None:
+    """Raises Failure where the run ends by time and the method must know its steps beforehand."""
+    if method.needs.planned and train.steps is None:
+        raise Failure(
+            f"train.cpu_seconds: what {type(method).__name__} does in a step depends on how many "
+            "there will be; give train.steps"
+        )
 
 
 def check_needs(method: Method, student: Any, teachers: Mapping[str, Teacher]) -> None:

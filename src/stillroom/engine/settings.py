@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
@@ -33,23 +34,31 @@ class Train:
 
     Args:
         steps: iterations; each makes as many optimiser steps as the method yields updates.
+        cpu_seconds: instead of ``steps``: learns for so long, by this process's CPU seconds over
+            all threads (evaluation is not counted). As repeatable as time is.
         batch: examples of one step, over all processes.
         tokens_per_micro: tokens with padding of one micro-batch (an item of another kind counts 1).
         lr: one rate or schedule for all players, or one by player (``default`` for the rest).
         clip: largest norm of a player's gradient, for all or by player (``default`` for the
             rest); null leaves it alone.
         precision: ``bf16`` computes under autocast with float32 weights.
+        checkpointing: layers of the student are computed again in the backward pass instead of
+            being kept: less memory, about a third more time.
     """
 
-    steps: Annotated[int, Ge(1)]
+    steps: Annotated[int, Ge(0)] | None = None
+    cpu_seconds: Positive | None = None
     batch: Annotated[int, Ge(1)] = 32
     tokens_per_micro: Annotated[int, Ge(1)] = 16384
     lr: Rates | dict[str, Rates] = 1e-4
     clip: Positive | dict[str, Positive] | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
     optimizer: Optimizer = field(default_factory=Optimizer)
 
     def __post_init__(self) -> None:
+        if (self.steps is None) == (self.cpu_seconds is None):
+            raise Failure("train: give either 'steps' or 'cpu_seconds'")
         known = [f.name for f in fields(Rate)]
         if isinstance(self.lr, Mapping) and set(self.lr) & set(known):  # a schedule, misspelt
             wrong = sorted(set(self.lr) - set(known))
@@ -104,12 +113,27 @@ class Eval:
         metrics: names of evaluators (files of ``stillroom.evaluation``).
         select: the number whose best reading picks the student that is kept; null keeps the last.
         samples: prompts whose answers are shown in the report.
+        copies: answers to each prompt of the test split where an evaluator reads answers; the
+            validation split gets one.
+        answer: a regular expression that finds the final answer in a text, for ``exact_match``: the
+            first group of its last match, as in ``#### (.+)``.
+        stop: ends the run early: by number of the validation split, how much worse than the best
+            so far it may get.
     """
 
     every: Annotated[int, Ge(1)] | None = 100
     metrics: tuple[str, ...] = ()
     select: str | None = None
     samples: Annotated[int, Ge(0)] = 6
+    copies: Annotated[int, Ge(1)] = 1
+    answer: str | None = None
+    stop: dict[str, Positive] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.answer or "")
+        except re.error as error:
+            raise Failure(f"eval.answer: {self.answer!r} is no pattern: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

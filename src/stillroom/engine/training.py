@@ -19,12 +19,14 @@ from stillroom.core import Failure, Setup
 from stillroom.data.streams import Stream
 from stillroom.engine import checkpoint
 from stillroom.engine.job import Job
-from stillroom.engine.loop import NotFinite, iterate
+from stillroom.engine.loop import iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
-from stillroom.engine.run import Run, check_needs
+from stillroom.engine.run import Run, check_needs, check_plan
+from stillroom.models.text import CausalLM
+from stillroom.models.view import narrowed
 from stillroom.teachers.local import Local
 
 
@@ -46,9 +48,10 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
 
     Raises:
         Failure: the folder belongs to another recipe, a signal is missing, a number is not
-            finite, the disk is full.
+            finite, the method will not go on, the disk is full.
     """
     check_needs(job.method, job.student, job.teachers)
+    check_plan(job.method, job.train)
     processes = Processes()
     record = Record(folder, main=processes.main)
     with checkpoint.room_on_disk(folder), _threads(job.run.threads):
@@ -56,12 +59,7 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
         if (done := record.read("result.json")) is not None:
             job.student.load(folder / "student")
             return Result(folder, job.student, done["start"], done["test"], done, fresh=False)
-        try:
-            return _Training(job, record, processes, progress).run_all()
-        except NotFinite as error:
-            last = checkpoint.step_of(checkpoint.saved(folder / "checkpoints")[-1])
-            error.args = (f"{error}. The checkpoint of step {last} is whole",)
-            raise
+        return _Training(job, record, processes, progress).run_all()
 
 
 def check(job: Job) -> None:
@@ -71,6 +69,7 @@ def check(job: Job) -> None:
         Failure: a signal is missing, a rate is told for no player, a batch cannot be shared.
     """
     check_needs(job.method, job.student, job.teachers)
+    check_plan(job.method, job.train)
     _Training(job, Record(Path(), main=False), Processes(), progress=False)
 
 
@@ -90,6 +89,8 @@ class _Training:
         torch.manual_seed(job.run.seed + processes.rank)
         self.start: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
+        self.readings: dict[str, float] = {}
+        self.ended = False
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -103,6 +104,10 @@ class _Training:
                 if name in layers:
                     network.taps = tuple(layers[name])
         student = job.student.to(device).train()
+        if job.train.checkpointing:
+            if not isinstance(student, CausalLM):
+                raise Failure("train.checkpointing: is for language models; leave it out")
+            student.checkpointing()
         data = job.streams["train"]
         first = data.batch(range(min(len(data), job.train.batch))).to(device)
         made = job.method.players(Setup(student, job.teachers, first, len(data)))
@@ -116,9 +121,10 @@ class _Training:
             self._validate()
             self._samples()
             self._save()
+        self.run.plan(self.spent["cpu_seconds"])
         name = str(self.job.recipe.get("name", type(self.job.method).__name__))
         with progress_bar(name, self.run, show=self.show and self.processes.main) as tick:
-            while self.run.step < self.run.steps:
+            while self.run.step < self.run.steps and not self.ended:
                 tick(self._step(), self.spent["seconds"])
                 if self._due():
                     self._validate()
@@ -128,12 +134,19 @@ class _Training:
     def _step(self) -> dict[str, float]:
         run, begun, cpu = self.run, time.perf_counter(), time.process_time()
         run.epoch, before = self.streams["train"].epoch, dict(run.tokens)
-        with run.clock("train"):
-            log = iterate(run, run.next("train"))
+        live = [t.network for t in self.job.teachers.values() if isinstance(t, Local)]
+        with run.clock("train"), narrowed(*run.players.values(), *live):
+            try:
+                log = iterate(run, run.next("train"))
+            except Failure as error:
+                last = checkpoint.step_of(checkpoint.saved(self.checkpoints)[-1])
+                error.args = (f"{error}. The checkpoint of step {last} is whole",)
+                raise
         log |= {f"time/{kind}": seconds for kind, seconds in run.clock.take().items()}
         run.step += 1
         self.record.line("metrics.jsonl", {"step": run.step, **log})
         self._count(before, time.process_time() - cpu)
+        run.plan(self.spent["cpu_seconds"])
         self.spent["seconds"] += time.perf_counter() - begun
         return log
 
@@ -165,6 +178,7 @@ class _Training:
         self.record.line(
             "metrics.jsonl", {"step": step, **named, **{f"time/{k}": v for k, v in took.items()}}
         )
+        self._watch(values)
         select = self.job.eval.select
         if select is None or self.job.suite is None:
             return
@@ -177,6 +191,23 @@ class _Training:
             if self.processes.main:
                 state = self.run.players["student"].state_dict()
                 checkpoint.save_best(self.checkpoints, step, state)
+
+    def _watch(self, values: Mapping[str, float]) -> None:
+        """Ends the run where a number of ``eval.stop`` got too much worse than it was."""
+        for name, margin in self.job.eval.stop.items():
+            better = self.job.suite.columns()[name]["better"] if self.job.suite else None
+            value, before = values[name], self.readings.setdefault(name, values[name])
+            worse = {"lower": value - before, "higher": before - value}.get(
+                better or "", abs(value - before)
+            )
+            if better is not None and worse < 0:
+                self.readings[name] = value
+            if not worse <= margin and not self.ended:
+                self.ended = True
+                self.run.note(
+                    f"Stopped at step {self.run.step}: {name} came to {value:.4g} from "
+                    f"{before:.4g}, and eval.stop allows a change of {margin:g} for the worse"
+                )
 
     def _save(self) -> None:
         randoms = self.processes.everyone(checkpoint.random_state())
@@ -191,6 +222,8 @@ class _Training:
             "cursors": {name: stream.cursor for name, stream in self.streams.items()},
             "start": self.start,
             "best": self.best,
+            "readings": self.readings,
+            "ended": self.ended,
             "spent": self.spent,
             "tokens": run.tokens,
             "notes": run.notes,
@@ -220,6 +253,7 @@ class _Training:
             self.streams[name].cursor = cursor
         run.step, run.tokens, run.notes = state["step"], state["tokens"], state["notes"]
         self.start, self.best, self.spent = state["start"], state["best"], state["spent"]
+        self.readings, self.ended = state["readings"], state["ended"]
         self.record.rewind(run.step)
         checkpoint.restore_random(state["random"][self.processes.rank])
         return True
@@ -241,8 +275,8 @@ class _Training:
         test = self._measure("test")
         self._samples()
         info = {
-            "steps": self.run.steps,
-            "selected_step": self.best["step"] if self.best else self.run.steps,
+            "steps": self.run.step,
+            "selected_step": self.best["step"] if self.best else self.run.step,
             **self.spent,
             "tokens": self.run.tokens,
             "notes": self.run.notes,

@@ -10,6 +10,8 @@ from stillroom.evaluation.suite import View, mean
 from stillroom.losses.divergences import forward_kl, reverse_kl
 from stillroom.losses.per_row import per_row
 
+GIVEN = True
+"""Reads what the student says of given text, and samples nothing."""
 COLUMNS = {
     "kl": ("KL(teacher || student), nats a token", "lower"),
     "reverse_kl": ("KL(student || teacher), nats a token", "lower"),

@@ -20,7 +20,10 @@ def measure(view: View) -> dict[str, float]:
     if "critic" not in view.players:
         return {}
     critic = view.players["critic"]
-    gaps = [critic(theirs) - critic(own) for theirs, own in view.answered()]
+    gaps = [
+        critic(theirs).repeat_interleave(view.copies) - critic(own)
+        for theirs, own in view.answered()
+    ]
     return {
         "critic_accuracy": mean([(torch.sign(gap) + 1) / 2 for gap in gaps]),
         "critic_gap": mean(gaps),

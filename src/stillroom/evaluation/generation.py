@@ -21,9 +21,12 @@ _GRAM = 4
 def measure(view: View) -> dict[str, float]:
     """Numbers of one sampled answer a prompt, to be held against the teacher's row.
 
-    Neither more nor less is better of itself.
+    Neither more nor less is better of itself. Of several answers to each prompt the numbers are
+    means over sets of one each: more text has fewer different words for its length.
     """
-    return _describe(view.answers(), set(view.student.stop_ids))
+    answers, stops = view.answers(), set(view.student.stop_ids)
+    sets = [_describe(answers[i :: view.copies], stops) for i in range(view.copies)]
+    return {name: sum(told[name] for told in sets) / len(sets) for name in COLUMNS}
 
 
 def teacher(view: View) -> dict[str, float]:

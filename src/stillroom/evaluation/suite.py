@@ -35,6 +35,9 @@ class View:
     world: Any = None
     budget: int = 16384
     seed: int = 0
+    copies: int = 1
+    answer: str | None = None
+    judge: Any = None
     _answers: list[list[int]] | None = None
 
     @property
@@ -48,25 +51,41 @@ class View:
             yield from self.data.batch(chunk).to(device).split(self.budget)
 
     def answers(self) -> list[list[int]]:
-        """One sampled answer to each prompt of the split, made once and shared."""
+        """``copies`` sampled answers to each prompt, side by side; made once and shared."""
         if self._answers is None:
             self._answers = []
-            for batch in self.batches():
+            told: dict[str, Any] = {"seed": self.seed, "sampling": self.sampling}
+            for batch in self._few():
                 prompts = prompts_of(batch)
-                self._answers += sample(
-                    self.student, prompts, batch.id, seed=self.seed, sampling=self.sampling
-                )
+                self._answers += sample(self.student, prompts, batch.id, self.copies, **told)
         return self._answers
 
+    def texts(self) -> list[tuple[str, str]]:
+        """(student's, teacher's) text of each sampled answer."""
+        if self.renderer is None:
+            raise Failure("eval.metrics: texts are compared, and these data are no text")
+        data: Any = self.data
+        told = [example.answer for example in data.examples for _ in range(self.copies)]
+        pairs = zip(self.answers(), told, strict=True)
+        return [(self.renderer.decode(own), answer) for own, answer in pairs]
+
     def answered(self) -> Iterator[tuple[Batch, Batch]]:
-        """Batches of the split beside the same prompts with the student's own answers."""
-        done = 0
+        """Batches of the split beside those of the student's answers to the same prompts.
+
+        Example i has the answers ``i * copies`` to ``i * copies + copies - 1`` of its batch.
+        """
+        done, pad_id = 0, self.renderer.pad_id if self.renderer else 0
+        for batch in self._few():
+            prompts = [p for p in prompts_of(batch) for _ in range(self.copies)]
+            pairs = list(zip(prompts, self.answers()[done : done + len(prompts)], strict=True))
+            done += len(prompts)
+            id = batch.id.cpu().repeat_interleave(self.copies)
+            yield batch, collate(pairs, id, pad_id).to(batch.id.device)
+
+    def _few(self) -> Iterator[Batch]:
+        """Batches so small that with all copies of each they are within the budget."""
         for batch in self.batches():
-            own = self.answers()[done : done + batch.size]
-            done += batch.size
-            pairs = list(zip(prompts_of(batch), own, strict=True))
-            pad_id = self.renderer.pad_id if self.renderer else 0
-            yield batch, collate(pairs, batch.id.cpu(), pad_id).to(batch.id.device)
+            yield from batch.split(max(1, self.budget // self.copies))
 
 
 class Suite:
@@ -82,15 +101,25 @@ class Suite:
         self.renderer: Renderer | None = view.get("renderer")
 
     def view(self, players: Mapping[str, nn.Module], split: str) -> View:
-        return View(players=players, data=self.splits[split], **self._view)
+        """What evaluators read; ``copies`` of each answer are for the test split alone."""
+        told = self._view if split == "test" else {**self._view, "copies": 1}
+        return View(players=players, data=self.splits[split], **told)
 
-    def measure(self, players: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        """All numbers of one split; uses none of training's random numbers."""
+    def measure(
+        self, players: Mapping[str, nn.Module], split: str, *, samples: bool = True
+    ) -> dict[str, float]:
+        """All numbers of one split; uses none of training's random numbers.
+
+        ``samples`` False leaves out evaluators that are not ``GIVEN``: they read answers.
+        """
         if split not in self.splits or not self.evaluators:
             return {}
         view = self.view(players, split)
         with mode(nn.ModuleDict(dict(players)), training=False):
-            return _merged(e.measure(view) for e in self.evaluators.values())
+            used = [e for e in self._of(split) if samples or vars(e).get("GIVEN", False)]
+            for ready in (e.ready for e in used if "ready" in vars(e)):
+                ready(view)
+            return _merged(e.measure(view) for e in used)
 
     def teacher(self, players: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """The teacher's own numbers, from evaluators that can tell them."""
@@ -120,11 +149,15 @@ class Suite:
             for e, a in zip(examples, answers, strict=True)
         ]
 
-    def columns(self) -> dict[str, dict[str, str | None]]:
+    def _of(self, split: str) -> list[ModuleType]:
+        """Evaluators of a split; one that is costly may name its only ``SPLIT``."""
+        return [e for e in self.evaluators.values() if vars(e).get("SPLIT", split) == split]
+
+    def columns(self, split: str = "test") -> dict[str, dict[str, str | None]]:
         """``{"nll": {"label": ..., "better": "lower"}}`` of every number, in order."""
         return {
             name: {"label": label, "better": better}
-            for e in self.evaluators.values()
+            for e in self._of(split)
             for name, (label, better) in e.COLUMNS.items()
         }
 
@@ -139,10 +172,14 @@ def evaluators() -> list[str]:
 
 
 def _evaluator(name: str) -> ModuleType:
-    if name not in evaluators():
-        raise Failure(
-            f"eval.metrics: there is no {name!r}{nearest(name, evaluators())}; {evaluators()}"
-        )
+    if name in evaluators():
+        return _module(name)
+    giving = [known for known in evaluators() if name in _module(known).COLUMNS]
+    near = f"; {giving[0]!r} gives this number" if giving else nearest(name, evaluators())
+    raise Failure(f"eval.metrics: there is no {name!r}{near}; there is {', '.join(evaluators())}")
+
+
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"stillroom.evaluation.{name}")
 
 

@@ -46,8 +46,12 @@ def per_row(
     meant for heads padded beyond one vocabulary, whose further columns are no tokens. That the
     vocabularies are the same is checked where tokenizers are compared, not here.
 
+    ``labels`` are token ids. Where the heads hold some tokens of the vocabulary alone, both must
+    hold the same, and the objective sees logits of these and labels counted among them.
+
     Raises ``Failure`` where the student gives nothing to score, where teacher, labels or a row
-    input have other than N rows, or where the objective returns another shape.
+    input have other than N rows, where a label has no logit or the two sides have logits of
+    different tokens, or where the objective returns another shape.
     """
     own, (theirs, their_head) = _source(student), _source(teacher)
     rows, head = own
@@ -57,6 +61,10 @@ def per_row(
             f"this one has {sorted(student)}"
         )
     _check_lengths(len(rows), {"the teacher": theirs, "labels": labels, **row_inputs})
+    if theirs is not None:
+        _check_tokens(head, their_head)
+    if head is not None and labels is not None:
+        labels = head.columns(labels)
 
     def block(
         rows: Tensor, theirs: Tensor | None, labels: Tensor | None, *inputs: Tensor | None
@@ -120,6 +128,17 @@ def _check_lengths(rows: int, given: Mapping[str, Tensor | None]) -> None:
                 f"per_row has {rows} student rows, but {name} of shape {list(value.shape)}; "
                 "give one entry a row (constants belong into the objective)"
             )
+
+
+def _check_tokens(student: Head | None, teacher: Head | None) -> None:
+    mine, theirs = (None if head is None else head.ids for head in (student, teacher))
+    if mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs)):
+        return
+    own, other = ("all tokens" if ids is None else f"{len(ids)} tokens" for ids in (mine, theirs))
+    raise Failure(
+        f"the student scores {own} and the teacher {other}, not the same ones; narrow both to the "
+        "same view of the vocabulary, or neither"
+    )
 
 
 def _checked(value: Tensor, rows: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Generative adversarial distillation: on-policy from a teacher that only gives text."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Term, Update
+from stillroom.core import Batch, Failure, Method, Needs, Paper, Run, Setup, Term, Update
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import (
     bradley_terry,
@@ -20,11 +19,11 @@ from stillroom.losses.policy import (
     k3,
     label_logp,
 )
-from stillroom.nets.average import Averages
+from stillroom.models.cut import Early
+from stillroom.nets.pooled import Pooled, Pooling
 from stillroom.nets.scorer import Scorer
-
-WATCHED = 20
-"""Steps of the critic before anything is said of it: a few pairs tell nothing."""
+from stillroom.nets.watch import averages, watch
+from stillroom.rollouts.sampling import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +43,12 @@ class GAD(Method):
     fresh optimiser.
 
     Differences: the critic is updated before the student, as in the authors' code (the paper's
-    listing has the student first). Ratio and KL are of log-probabilities at temperature 1,
-    whatever the sampling temperature (unconfirmed for the authors' code). The warm-up's learning
-    rate is a stretch of the recipe's schedule; a checkpoint is chosen by what the recipe selects.
+    listing has the student first). A ``pooled`` critic, random rewards and ``least_accuracy`` are
+    ours: few pairs do not teach a whole network to judge, and what a useless critic says is scaled
+    up to unit deviation like any other reward. Ratio and KL are of log-probabilities at
+    temperature 1, whatever the sampling temperature (unconfirmed for the authors' code). The
+    warm-up's learning rate is a stretch of the recipe's schedule; a checkpoint is chosen by what
+    the recipe selects.
 
     Args:
         group: N, samples of each prompt.
@@ -57,6 +59,12 @@ class GAD(Method):
         critic: changes of the student's config for a fresh critic of another size; none copies
             the student.
         critic_loss: the ablation ``cross-entropy`` judges each text for itself.
+        pooled: another critic, linear on mean states of the frozen student, fitted in each step to
+            the last pairs: ``layers`` of the trunk that it reads (null: all), ``l2`` its penalty,
+            ``replay`` how many pairs; ``{}`` for 10 and 256.
+        least_accuracy: held-out accuracy of the critic, over recent steps, below which the
+            adversarial stage is refused; null asks for none.
+        reward: the control ``random`` draws rewards that know nothing of the answers.
         critic_frozen: the ablation whose critic stops learning when the adversarial stage begins.
         prompts: of each batch (over all processes), how many are sampled from; none takes all.
         sample_temperature: of the samples.
@@ -67,7 +75,7 @@ class GAD(Method):
     paper = Paper(
         "2511.10643", "Ye et al., 2025", "Black-Box On-Policy Distillation of Large Language Models"
     )
-    needs = Needs(teacher={"text"}, student={"logits"}, rollouts=True)
+    needs = Needs(teacher={"text"}, student={"logits"}, rollouts=True, planned=True)
     modality = "text"
     family = "adversarial"
 
@@ -78,17 +86,31 @@ class GAD(Method):
     critic_alone: Annotated[float, Ge(0), Lt(1)] = 0.0
     critic: dict[str, Any] | None = None
     critic_loss: Literal["bradley-terry", "cross-entropy"] = "bradley-terry"
+    pooled: Pooling | None = None
+    least_accuracy: Annotated[float, Ge(0), Le(1)] | None = None
+    reward: Literal["critic", "random"] = "critic"
     critic_frozen: bool = False
     prompts: Annotated[int, Ge(1)] | None = None
     sample_temperature: Annotated[float, Gt(0)] = 0.8
     clip: Annotated[float, Gt(0)] = 0.2
     kl_weight: Annotated[float, Ge(0)] = 0.001
 
+    def __post_init__(self) -> None:
+        if self.pooled and (self.critic or self.critic_loss != "bradley-terry"):
+            raise Failure(
+                "pooled: this critic is fitted by Bradley-Terry to the student's own trunk; "
+                "leave out critic and critic_loss"
+            )
+
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         student: Any = setup.student
-        reference = copy.deepcopy(student).requires_grad_(False).eval()
-        critic = Scorer(student.body(**(self.critic or {})))
-        made: dict[str, nn.Module] = {"critic": critic, "watch": Averages(3, decay=0.9)}
+        reference = student.snapshot()
+        if (told := self.pooled) is None:
+            critic: nn.Module = Scorer(student.body(**(self.critic or {})))
+        else:
+            body = Early(student.snapshot(), told.layers)
+            critic = Pooled(body, replay=told.replay, l2=told.l2)
+        made: dict[str, nn.Module] = {"critic": critic, "watch": averages()}
         return {**made, "reference": reference} if self.kl_weight else made
 
     def prepare(self, run: Run, batch: Batch) -> Batch:
@@ -101,9 +123,10 @@ class GAD(Method):
             return batch
         duel = batch.part(0, self._asked(run, batch))
         samples = run.rollout(duel, self.group, temperature=self.sample_temperature)
-        theirs = run.ask("critic", duel).repeat_interleave(self.group)
-        own = run.ask("critic", samples)
-        self._watch(run, duel, samples, theirs, own)
+        theirs, own = self._scores(run, duel, samples, learns=stage.critic)
+        accuracy = watch(run, duel, samples, theirs, own)
+        if stage.begins:
+            self._refuse_below(accuracy, run)
         if stage.adversarial:
             samples = self._rewarded(run, samples, own)
         return batch.add(duel=duel.add(samples=samples))
@@ -115,7 +138,37 @@ class GAD(Method):
         everywhere = len(run.gather(batch.id))
         return min(batch.size, -(-self.prompts * batch.size // everywhere))
 
+    def _scores(
+        self, run: Run, duel: Batch, samples: Batch, *, learns: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The critic's scores of teacher and samples, pair by pair; a pooled one learns then."""
+        if self.pooled is None:
+            return run.ask("critic", duel).repeat_interleave(self.group), run.ask("critic", samples)
+        critic = run.players["critic"]
+        theirs = run.ask("critic.reader", duel).repeat_interleave(self.group, 0)
+        own = run.ask("critic.reader", samples)
+        scores = critic.score(theirs), critic.score(own)
+        if learns:  # from the pairs of all processes, in the order that one would have them in
+            order = run.gather(samples.id).argsort(stable=True)
+            critic.learn(run.gather(theirs)[order], run.gather(own)[order])
+        return scores
+
+    def _refuse_below(self, accuracy: float, run: Run) -> None:
+        least = self.least_accuracy
+        if least is not None and accuracy < least:
+            raise Failure(
+                f"GAD: step {run.step + 1} would begin to reward the student, but over recent "
+                f"steps the critic told {accuracy:.2f} of held-out pairs right, and "
+                f"least_accuracy is {least:g}: its rewards would be noise. Let it learn longer "
+                "(critic_alone, critic_from), give it other layers or more pairs (pooled), or "
+                "lower least_accuracy"
+            )
+
     def _rewarded(self, run: Run, samples: Batch, reward: Tensor) -> Batch:
+        if self.reward == "random":
+            copies = torch.arange(samples.size) % self.group
+            seed = int(run.uniform() * 2**53)
+            reward = uniform(seed, samples.id.cpu(), copies).to(reward)
         said = per_row(_logp_and_entropy, run.ask("student", samples), None, samples.labels)
         run.log(**{"gad/reward": reward, "gad/entropy": said[:, 1]})
         old = said[:, 0]
@@ -127,7 +180,7 @@ class GAD(Method):
 
     def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
         stage = _Stage(self, run)
-        if stage.critic:
+        if stage.critic and self.pooled is None:
             duel, critic = batch.duel, run.players["critic"]
             theirs = critic(duel).repeat_interleave(self.group)
             loss = self._judge(theirs, critic(duel.samples))
@@ -158,32 +211,6 @@ class GAD(Method):
         loss = clipped_surrogate(logp, old, advantage, self.clip)
         return loss + self.kl_weight * k3(logp, start) if self.kl_weight else loss
 
-    def _watch(self, run: Run, duel: Batch, samples: Batch, theirs: Tensor, own: Tensor) -> None:
-        """Logs whether the critic judges more than length and the end of the answer."""
-        length = _length(samples)
-        longer = _length(duel).repeat_interleave(self.group) - length
-        wins, by_length = _won(theirs - own), _won(longer)
-        by_end = _won(1.0 - samples.ended.to(longer))
-        seen = {
-            "critic_accuracy": wins,
-            "score_gap": theirs - own,
-            "length": length,
-            "eos_rate": samples.ended,
-            "length_accuracy": by_length,
-            "eos_accuracy": by_end,
-        }
-        run.log(**{f"gad/{name}": value for name, value in seen.items()})
-        now = torch.stack([x.double().mean() for x in (wins, by_length, by_end)])
-        watch = run.players["watch"]
-        won, longer_won, ended_won = watch(run.gather(now[None]).mean(0)).tolist()
-        for rule, right in {"length": max(longer_won, 1 - longer_won), "EOS": ended_won}.items():
-            if watch.steps >= WATCHED and won > 0.75 and right > won - 0.05:
-                run.note(
-                    f"GAD: the critic need not read: {rule} alone tells teacher from student about "
-                    "as well as its scores (gad/critic_accuracy beside gad/length_accuracy and "
-                    "gad/eos_accuracy); its reward may carry nothing else"
-                )
-
 
 class _Stage:
     """What learns in this step; the same for all data."""
@@ -198,16 +225,6 @@ class _Stage:
         self.critic = joined or (self.adversarial and not method.critic_frozen)
         waits = joined and run.step < joins + method.head_start
         self.imitates = run.step < warm and not waits
-
-
-def _length(batch: Batch) -> Tensor:
-    """Tokens of each answer, on whichever side the padding is."""
-    return (batch.real.sum(1) - batch.prompt).double()
-
-
-def _won(gap: Tensor) -> Tensor:
-    """1 where positive, 0 where negative, a half for a tie."""
-    return (torch.sign(gap) + 1) / 2
 
 
 def _logp(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class PSKD(Method):
         "2006.12000", "Kim, Ji, Yoon, Hwang, 2021", "Self-Knowledge Distillation with "
         "Progressive Refinement of Targets"
     )  # fmt: skip
-    needs = Needs(teacher=set(), student={"logits"})
+    needs = Needs(teacher=set(), student={"logits"}, planned=True)
     modality = "image"
     family = "self"
 

@@ -35,6 +35,31 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(out.weight, getattr(out, "bias", None), scale=float(scale), soft_cap=cap)
 
 
+class View:
+    """Some tokens of the vocabulary, and what a head is for them alone while the view is ``on``.
+
+    The rows are copied at the first use and again only where the head's weight was written to:
+    they are frozen, and no part of a saved state.
+
+    Args:
+        ids: [n] the tokens, rising.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids, self.on = ids, False
+        self._of: Any = None
+        self._rows: Head | None = None
+
+    def head(self, whole: Head) -> Head:
+        if not self.on:
+            return whole
+        weight = whole.weight
+        state = (id(weight), weight._version, weight.dtype, weight.device)
+        if self._rows is None or state != self._of:
+            self._of, self._rows = state, whole.narrowed(self.ids.to(weight.device))
+        return self._rows
+
+
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> bool:
     """Whether the head is the matrix, bias, scale and soft-cap that the config tells of."""

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
 
 from stillroom.catalogue import nearest
 from stillroom.core import Batch, Failure, Head, Signals
 from stillroom.models import windowed
-from stillroom.models.heads import head_of, mode, probe
+from stillroom.models.bodies import Body, copied, entries, fresh, inputs_of, sizes_of, width_of
+from stillroom.models.heads import View, head_of, mode, probe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 __all__ = ["Body", "CausalLM", "mode", "windowed"]
-
-
-class Body(nn.Module):
-    """The trunk of a language model: states of every position, without a head."""
-
-    def __init__(self, network: nn.Module, width: int) -> None:
-        super().__init__()
-        self.network = network
-        self.width = width
-
-    def states(self, batch: Batch) -> Tensor:
-        """[B, L, d] states after the last norm."""
-        out = self.network(
-            input_ids=batch.ids,
-            attention_mask=batch.real.long(),
-            position_ids=batch.positions,
-            use_cache=False,
-        )
-        return out.last_hidden_state
 
 
 class CausalLM(nn.Module):
@@ -53,11 +36,15 @@ class CausalLM(nn.Module):
         stop_ids: ids that end an answer; by default all ``eos_token_id`` of ``generation_config``.
     """
 
+    contexts: Callable[[], Any] = staticmethod(noop_context_fn)
+    """Around a layer when it runs, and when it is computed again for the backward pass."""
+
     def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int] | None = None) -> None:
         super().__init__()
         self.model = model
         self.stop_ids = tuple(stop_ids) if stop_ids is not None else _stop_ids(model)
         self.head_known = probe(model)
+        self.view: View | None = None
         self.signals = frozenset({"hidden" if self.head_known else "logits", "text", "weights"})
 
     @property
@@ -66,20 +53,24 @@ class CausalLM(nn.Module):
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
+    def width(self) -> int:
+        """Numbers of a state."""
+        return width_of(self.model)
+
+    @property
     def head(self) -> Head:
-        return head_of(self.model)
+        whole = head_of(self.model)
+        return whole if self.view is None else self.view.head(whole)
+
+    def states(self, batch: Batch) -> Tensor:
+        """[B, L, d] states after the last norm."""
+        return self.model.base_model(**inputs_of(batch)).last_hidden_state
 
     def forward(self, batch: Batch) -> Signals:
-        inputs = {
-            "input_ids": batch.ids,
-            "attention_mask": batch.real.long(),
-            "position_ids": batch.positions,
-            "use_cache": False,
-        }
         if not self.head_known:
-            return Signals(logits=self.model(**inputs).logits.flatten(0, 1)[batch.rows])
-        states = self.model.base_model(**inputs).last_hidden_state
-        return Signals(hidden=states.flatten(0, 1)[batch.rows], head=self.head)
+            logits = self.model(**inputs_of(batch)).logits
+            return Signals(logits=logits.flatten(0, 1)[batch.rows])
+        return Signals(hidden=self.states(batch).flatten(0, 1)[batch.rows], head=self.head)
 
     def next_logits(self, ids: Tensor, positions: Tensor, real: Tensor, cache: Cache) -> Tensor:
         """[B, V] logits of the token after the last column; ``cache`` grows by these columns."""
@@ -94,35 +85,32 @@ class CausalLM(nn.Module):
             return self.model(**inputs).logits[:, -1]
         return self.head.logits(self.model.base_model(**inputs).last_hidden_state[:, -1])
 
-    def body(self, **changes: Any) -> Body:
-        """A copy of the trunk; with ``changes`` of the config, a fresh one of another size.
+    def body(self, **changes: Any) -> Body | CausalLM:
+        """A trunk of its own, with ``states`` and ``width``: a copy of this one.
 
-        Lists with an entry a layer (which layers slide a window) repeat for further layers.
+        With ``changes`` of the config a fresh one of another size (``bodies.fresh``).
+        """
+        return fresh(self.model, changes) if changes else copied(self.model)
+
+    def snapshot(self) -> CausalLM:
+        """A frozen copy in eval mode: the model as it stands now; what is frozen is shared."""
+        shared = {id(p): p for p in self.parameters() if not p.requires_grad}
+        return copy.deepcopy(self, shared).requires_grad_(False).eval()
+
+    def checkpointing(self) -> None:
+        """From now on each layer is computed again in the backward pass of training.
+
+        Less memory for about a third more time (arXiv 1604.06174).
 
         Raises:
-            Failure: a change names nothing in the config, or makes sizes that do not fit.
+            Failure: the architecture has no layers that know how.
         """
-        trunk: Any = self.model.base_model
-        if not changes:
-            return Body(copy.deepcopy(trunk), _width(trunk.config))
-        config = copy.deepcopy(trunk.config)
-        if unknown := sorted(set(changes) - _entries(config)):
-            raise Failure(
-                f"critic: {type(config).__name__} has no {', '.join(unknown)}; "
-                f"it has {sorted(config.to_dict())}"
-            )
-        layers = getattr(config, "num_hidden_layers", 0)
-        for name, value in changes.items():
-            setattr(config, name, value)
-        for name, value in config.to_dict().items():
-            if "layer" in name and isinstance(value, list) and len(value) == layers:
-                repeated = [value[i % layers] for i in range(config.num_hidden_layers)]
-                setattr(config, name, repeated)
-        attention = config._attn_implementation
-        with _sizes_of("critic"):  # a config checks its values when it is made, not when changed
-            config = type(config).from_dict(config.to_dict(), attn_implementation=attention)
-            fresh = type(trunk)(config).to(self.model.device, self.model.dtype)
-        return Body(fresh, _width(config))
+        model: Any = self.model
+        if not model.supports_gradient_checkpointing:
+            kind = type(model).__name__
+            raise Failure(f"train.checkpointing: {kind} does not know how; leave it out")
+        again = partial(checkpoint, use_reentrant=False, context_fn=self.contexts)
+        model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors and the config; ``from_pretrained`` loads them."""
@@ -164,28 +152,14 @@ def build(model_type: str, vocab_size: int, eos_token_id: int, pad_token_id: int
         near = nearest(model_type, list(CONFIG_MAPPING))
         raise Failure(f"student.lm.model_type: {model_type!r} is unknown to transformers{near}")
     kind: Any = CONFIG_MAPPING[model_type]
-    if unknown := sorted(set(sizes) - _entries(kind())):
-        near = nearest(unknown[0], sorted(_entries(kind())))
+    if unknown := sorted(set(sizes) - entries(kind())):
+        near = nearest(unknown[0], sorted(entries(kind())))
         raise Failure(f"student.lm: {kind.__name__} has no {', '.join(unknown)}{near}")
     words = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id, "bos_token_id": None}
-    with _sizes_of("student.lm"):
+    with sizes_of("student.lm"):
         config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **words, **sizes)
         model = AutoModelForCausalLM.from_config(config)
     return CausalLM(model)
-
-
-def _entries(config: Any) -> set[str]:
-    """Names that a config knows, those that it maps to its own included."""
-    return {*config.to_dict(), *config.attribute_map}
-
-
-@contextmanager
-def _sizes_of(field: str) -> Iterator[None]:
-    """What an architecture says of impossible sizes, whatever kind of error it is, as a Failure."""
-    try:
-        yield
-    except Exception as error:
-        raise Failure(f"{field}: these sizes make no model: {error}") from error
 
 
 def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
@@ -194,7 +168,3 @@ def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:
     if told is None:
         return ()
     return tuple(told) if isinstance(told, list | tuple) else (told,)
-
-
-def _width(config: Any) -> int:
-    return config.get_text_config().hidden_size

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
@@ -81,7 +82,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: WindowedConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer_idx = config, layer
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(hidden).view(batch, length, 3, heads, width // heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         if cache is not None:
-            key, value = cache.update(key, value, self.layer)
+            key, value = cache.update(key, value, self.layer_idx)
         mixed = self._mix(query, key, value, mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
@@ -105,7 +106,7 @@ class Attention(nn.Module):
         return (scores + mask).softmax(-1) @ value
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, config: WindowedConfig, layer: int) -> None:
@@ -126,6 +127,7 @@ class _Windowed(PreTrainedModel):
 
     config_class = WindowedConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from stillroom.reports.folder import Arm, RunFolder, read_folder
 from stillroom.reports.results import DASH, LEGEND, number, results
 from stillroom.reports.sections import cost
 
+HUGGING = {"library_name": "transformers", "pipeline_tag": "text-generation"}
 NO_TERMS = "the recipe states none: see that they allow training on its answers before you publish"
 
 
@@ -50,8 +51,9 @@ def render(folder: RunFolder, arm: Arm, row: Mapping[str, Any]) -> str:
     )
     environment.filters["md"] = md
     recipe, paper = {**folder.recipe, **arm.recipe}, row["paper"]
+    hugging = (arm.path / "student" / "config.json").is_file()
     return environment.get_template("card.md.jinja").render(
-        front=yaml.safe_dump(front(recipe, row), sort_keys=False, allow_unicode=True),
+        front=head(front(recipe, row, hugging=hugging)),
         name=folder.name if len(folder.arms) == 1 else f"{folder.name}: {arm.name}",
         about=words.paragraphs(folder.recipe.get("about")),
         student=words.student(recipe.get("student")),
@@ -61,6 +63,7 @@ def render(folder: RunFolder, arm: Arm, row: Mapping[str, Any]) -> str:
         paper=paper,
         paper_name=(paper.get("title") or paper["authors"]) if paper else "",
         data=data_rows(recipe, arm.ledger),
+        collected=collected(arm.ledger),
         sizes=words.data(recipe, arm.ledger),
         cost=cost(arm),
         results=results(folder.table),
@@ -85,15 +88,49 @@ def md(text: Any) -> str:
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
 
 
-def front(recipe: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The card's YAML head: the base model where it is a name on a hub, and tags."""
-    spec = recipe.get("student")
+def bare(model: str) -> str:
+    """The card of a model that brings none: where it came from, and that the rest is unknown."""
+    told = {**_of_hub({"model": model}), **HUGGING, "license": "unknown", "tags": ["stillroom"]}
+    name = md(Path(model).name if Path(model).exists() else model)  # a path is nobody's business
+    return (
+        f"---\n{head(told)}---\n\n# {name}\n\nWritten from {name} by stillroom, which "
+        "changed at most the type of the weights and the file format. The model brought no card: "
+        "its licence, data, intended use and limits are unknown.\n"
+    )
+
+
+def head(told: Mapping[str, Any]) -> str:
+    """The card's first lines, as YAML."""
+    return yaml.safe_dump(dict(told), sort_keys=False, allow_unicode=True)
+
+
+def front(
+    recipe: Mapping[str, Any], row: Mapping[str, Any], *, hugging: bool = True
+) -> dict[str, Any]:
+    """What the hub reads: base model and data set where they are of the hub, licence, tags.
+
+    Args:
+        recipe: of the student.
+        row: the method's row of the catalogue.
+        hugging: whether it is a language model that transformers loads.
+    """
+    named = re.match(r"hf:([^/@:]+/[^/@:]+)", str((recipe.get("data") or {}).get("train")))
+    return {
+        **_of_hub(recipe.get("student")),
+        **({"datasets": [named[1]]} if named else {}),
+        **(HUGGING if hugging else {}),
+        "license": "unknown",
+        "tags": ["distillation", "stillroom", str(row["name"])],
+    }
+
+
+def _of_hub(spec: Any) -> dict[str, Any]:
+    """``base_model`` where the student began as a model with a name on a hub."""
     if isinstance(spec, Mapping):
         cut = spec.get("cut")
         spec = cut.get("from") if cut else spec.get("model")
     is_hub = isinstance(spec, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", spec)
-    base = {"base_model": spec} if is_hub and not Path(str(spec)).exists() else {}
-    return {**base, "tags": ["distillation", "stillroom", str(row["name"])]}
+    return {"base_model": spec} if is_hub and not Path(str(spec)).exists() else {}
 
 
 def terms(recipe: Mapping[str, Any]) -> str:
@@ -114,3 +151,9 @@ def data_rows(recipe: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[tupl
         (str(f["file"]), number(f.get("rows")), f.get("sha256") or DASH, licence)
         for f in words.files(recipe, ledger)
     ]
+
+
+def collected(ledger: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each file whose answers ``collect`` asked for: what it wrote down about that."""
+    files = ledger.get("files") or ()
+    return [(str(f["file"]), words.flat(f["collected"])) for f in files if f.get("collected")]

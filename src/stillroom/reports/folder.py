@@ -18,8 +18,11 @@ import yaml
 from stillroom.failures import Failure
 
 ARM_FILES = ("recipe.yaml", "metrics.jsonl", "result.json")
-PASSWORD = re.compile(r"(://)[^/@\s'\"]+@")
-"""What stands before the host in ``https://user:secret@host``: never shown."""
+SECRETS = (
+    (re.compile(r"(://)[^/@\s'\"]+@"), r"\1***@"),
+    (re.compile(r"(?i)([?&][\w-]*(?:key|token|secret|password)=)[^&\s'\"]+"), r"\1***"),
+)
+"""What stands before the host in ``https://user:secret@host``, and keys after it: never shown."""
 
 Record = Mapping[str, Any]
 
@@ -127,9 +130,12 @@ def _arm(name: str, path: Path) -> Arm:
 
 def _text(file: Path) -> str:
     try:
-        return PASSWORD.sub(r"\1***@", file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise Failure(f"{file} is not UTF-8 text ({error}): restore it or run again") from error
+    for secret, shown in SECRETS:
+        text = secret.sub(shown, text)
+    return text
 
 
 def _yaml(file: Path) -> Record:

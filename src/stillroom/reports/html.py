@@ -7,6 +7,7 @@ escaped, and control characters are made visible.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -28,8 +29,8 @@ def write_report(path: Path | str) -> Path:
     return page
 
 
-def render(folder: RunFolder) -> str:
-    """The page as text."""
+def render(folder: RunFolder, template: str = "report.html.jinja", **more: Any) -> str:
+    """The page as text; ``more`` goes to a template that extends the report's."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -39,7 +40,7 @@ def render(folder: RunFolder) -> str:
         lstrip_blocks=True,
     )
     drawn, missing = _curves(folder)
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template(template).render(
         name=folder.name,
         sentence=sentence(folder),
         about=words.paragraphs(folder.recipe.get("about")),
@@ -54,6 +55,7 @@ def render(folder: RunFolder) -> str:
         time=time_rows(folder),
         recipe=folder.recipe_text,
         environment=words.flat(folder.environment),
+        **more,
     )
 
 

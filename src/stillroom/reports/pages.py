@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom import catalogue
+from stillroom import catalogue, outcomes
+from stillroom.reports import claims
 from stillroom.reports.fields import described, markdown, read_docstring
 
 
@@ -40,6 +41,7 @@ def method_page(row: Mapping[str, Any], cls: type) -> str:
     parts += ["## Fields", _field_table(cls)]
     parts += ["## Needs", "\n".join(f"- {line}" for line in needs(row["needs"]))]
     parts += ["## Claims", f"Verdict: **{row['verdict']}**."]
+    parts += [claims.section(outcomes.claims().get(row["name"], []))]
     parts += [f"Kind: {row['kind']}. Family: {row['family']}. Modality: {row['modality']}."]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -79,6 +81,7 @@ def needs(told: Mapping[str, Any]) -> list[str]:
         "rollouts": "samples of the student while it trains",
         "fresh": "a live teacher: it asks about sequences that the data do not hold",
         "whole": "whole batches: it compares the samples of a batch",
+        "planned": "the number of steps beforehand: `train.steps`, not `train.cpu_seconds`",
     }
     return lines + [says for name, says in flags.items() if told[name]]
 

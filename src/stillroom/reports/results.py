@@ -36,11 +36,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One model; ``cells`` go with the columns."""
+    """One model; ``cells`` go with the columns; ``group`` names its test data where they differ."""
 
     name: str
     kind: str
     cells: tuple[Cell, ...]
+    group: str
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,20 @@ def results(table: Mapping[str, Any]) -> Results:
     """``table.json`` as rows of text cells.
 
     Best = lowest or highest finite value of a column among all rows but teachers, where at least
-    two have one; values that round to the same text share the mark.
+    two have one; values that round to the same text share the mark. Rows that name another
+    ``group`` were measured on other data and are not ranked against each other.
     """
     columns, rows = _columns(table), table["rows"]
     sides = [_column(column, rows) for column in columns]
     return Results(
         columns=tuple(columns),
         rows=tuple(
-            Row(str(row["name"]), str(row.get("kind", "")), tuple(side[i] for side in sides))
+            Row(
+                str(row["name"]),
+                str(row.get("kind", "")),
+                tuple(side[i] for side in sides),
+                str(row.get("group", "")),
+            )
             for i, row in enumerate(rows)
         ),
         notes=tuple(str(note) for note in table.get("notes", ())),
@@ -90,16 +97,17 @@ def _values(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _column(column: Column, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     values = [_values(row).get(column.name) for row in rows]
     texts = numbers(values)
-    ranked: dict[int, float] = {
-        i: value
-        for i, value in enumerate(values)
-        if _finite(value) and rows[i].get("kind") != "teacher"
-    }
-    best = None
-    if column.better in ARROWS and len(ranked) > 1:
-        pick = min if column.better == "lower" else max
-        best = texts[pick(ranked, key=lambda i: ranked[i])]
-    return [Cell(text, i in ranked and text == best) for i, text in enumerate(texts)]
+    groups: dict[Any, dict[int, float]] = {}
+    for i, value in enumerate(values):
+        if _finite(value) and rows[i].get("kind") != "teacher":
+            groups.setdefault(rows[i].get("group"), {})[i] = value
+    marked: set[int] = set()
+    for ranked in groups.values():
+        if column.better in ARROWS and len(ranked) > 1:
+            pick = min if column.better == "lower" else max
+            best = texts[pick(ranked, key=lambda i: ranked[i])]
+            marked |= {i for i in ranked if texts[i] == best}
+    return [Cell(text, i in marked) for i, text in enumerate(texts)]
 
 
 def _finite(value: Any) -> TypeGuard[int | float]:

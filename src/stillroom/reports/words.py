@@ -34,14 +34,28 @@ def _inner(value: Any) -> str:
 
 
 def student(spec: Any) -> str:
-    """``google/gemma-3-270m cut to 4 layers`` or ``a new gpt2 (n_layer 2, n_embd 64)``."""
+    """``google/gemma-3-270m cut to 4 layers`` or ``a new gpt2 (n_layer 2, n_embd 64)``.
+
+    And how it came by from there: healed, by adapters, on a part of the vocabulary.
+    """
     if not isinstance(spec, Mapping):
         return pairs(spec) if spec else "not named"
+    told = [_base(spec)]
+    if heal := spec.get("heal"):
+        told.append(f"healed for {heal['steps'] if isinstance(heal, Mapping) else heal} steps")
+    if lora := spec.get("lora"):
+        told.append(f"learned by LoRA adapters of rank {lora.get('rank')}, merged into the weights")
+    if spec.get("vocab") == "view":
+        told.append("learned on the part of its vocabulary that occurs, with a frozen head")
+    return ", ".join(told)
+
+
+def _base(spec: Mapping[str, Any]) -> str:
     if cut := spec.get("cut"):
         layers = cut.get("layers")
         kept = f"{len(layers)} layers" if isinstance(layers, list) else f"layers {layers}"
-        heal = f", healed for {spec['heal']} steps" if spec.get("heal") else ""
-        return f"{cut.get('from', 'the teacher')} cut to {kept}{heal}"
+        kept = f"{cut['keep']} layers that a search chose" if layers == "search" else kept
+        return f"{cut.get('from', 'the teacher')} cut to {kept}"
     if lm := spec.get("lm"):
         sizes = {key: size for key, size in lm.items() if key != "model_type"}
         return f"a new {lm.get('model_type', 'language model')} ({pairs(sizes)})"
@@ -63,6 +77,10 @@ def teacher(spec: Any) -> str:
         return f"{spec['api']} through its API"
     if spec.get("recorded"):
         return "recorded answers"
+    if spec.get("base"):
+        return "the student's base model, its adapter off"
+    if spec.get("adapter"):
+        return f"the adapter {spec['adapter']} on the student's base model"
     return str(spec.get("model") or "none")
 
 

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from stillroom.core import Failure
 from stillroom.models.text import CausalLM, mode
+from stillroom.models.view import tokens
 
 _GOLDEN, _MIX1, _MIX2 = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
@@ -122,7 +123,7 @@ def _decode(
     lengths = torch.full((len(keys),), sampling.max_new_tokens, device=device)
     alive = torch.ones(len(keys), dtype=torch.bool, device=device)
     for t in range(sampling.max_new_tokens):
-        token = pick(logits, draws[rows, t], sampling)
+        token = tokens(model, pick(logits, draws[rows, t], sampling))
         drawn[rows, t] = token
         ended = torch.isin(token, stops) & alive
         lengths[rows[ended]] = t + 1

@@ -23,7 +23,7 @@ class Local:
 
     def __init__(self, network: Any) -> None:
         self.network: nn.Module = network.eval().requires_grad_(False)
-        self.signals = closure(network.signals) - {"text"}  # it answers when asked beforehand only
+        self.signals = closure(network.signals)
 
     def __call__(self, batch: Batch, *, grad: bool = False) -> Signals:
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):

@@ -1,0 +1,148 @@
+"""``stillroom eval``: the numbers of a model on a file of rows, or on tasks of lm-eval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stillroom.cli.common import Json, quiet
+from stillroom.failures import Failure
+
+METRICS = "likelihood,overlap,exact_match,generation"
+Metrics = Annotated[str, typer.Option(help="Evaluators, apart by commas.")]
+Data = Annotated[str | None, typer.Option(help="Rows with prompt and completion, or messages.")]
+Tasks = Annotated[str | None, typer.Option(help="Tasks of lm-eval, instead of --data.")]
+
+
+def eval_(
+    model: Annotated[str, typer.Argument(help="Hub name, folder, run, GGUF or package:NAME.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes, like data.form=alpaca eval.answer='#+ (.*)'."),
+    ] = None,
+    data: Data = None,
+    metrics: Metrics = METRICS,
+    teacher: Annotated[str | None, typer.Option(help="A live one; 'agreement' needs it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows alone.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a sampled answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 16384,
+    lm_eval: Tasks = None,
+    include: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="A file for the JSON.")] = None,
+) -> None:
+    """Measure a model: likelihood of the data's answers, and its own answers beside them."""
+    if (data is None) == (lm_eval is None):
+        raise Failure("eval: give either --data FILE or --lm-eval TASKS")
+    if lm_eval is not None and changes:
+        raise Failure(f"eval: {' '.join(changes)}: changes go with --data, not with --lm-eval")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise Failure(f"--out: {out} must be a file in a folder that exists")
+    quiet()
+    told: dict[str, Any] = {
+        "name": Path(model).name,
+        "method": "seqkd" if teacher is None else "kd",  # any that fits: no step is taken
+        "student": {"model": model},
+        "teacher": {"recorded": True} if teacher is None else {"model": teacher},
+        "data": {"train": data, "test": data, "rows": {"test": limit} if limit else {}},
+        "train": {"steps": 0, "tokens_per_micro": batch_tokens},
+        "eval": {"metrics": [name.strip() for name in metrics.split(",")]},
+        "sampling": {"temperature": temperature, "max_new_tokens": max_new_tokens},
+        "run": {"seed": seed},
+    }
+    if lm_eval is not None:
+        from stillroom.cli.harness import harness
+
+        tasks = [name.strip() for name in lm_eval.split(",")]
+        table, shown = harness(model, tasks, include=include, limit=limit, seed=seed)
+    else:
+        from stillroom.reports.text import TextTable
+
+        table = measured(told, changes or [])
+        shown = TextTable(told["name"], table)
+    text = json.dumps(table, indent=2, ensure_ascii=False)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if as_json or isinstance(shown, str):
+        typer.echo(text if as_json else shown)
+    else:
+        Console().print(shown)
+
+
+def measured(told: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Rows of the model and its teacher as in ``table.json``, and what they were measured on.
+
+    Args:
+        told: a recipe of no steps.
+        changes: of the recipe, as ``key=value``.
+
+    Raises:
+        Failure: the recipe, the model, the data or an evaluator is not as it must be.
+    """
+    import torch
+
+    from stillroom.config.build import build
+    from stillroom.config.recipe import make, overridden
+    from stillroom.engine.parallel import Processes
+    from stillroom.evaluation.suite import Suite
+    from stillroom.teachers.local import Local
+
+    for change in changes:
+        told = overridden(told, change)
+    recipe = make(told, folder=Path())
+    named = Suite(recipe.eval.metrics, {}).evaluators.values()  # a wrong name is told here
+    answers = not all(vars(evaluator).get("GIVEN", False) for evaluator in named)
+    room = replace(recipe.eval, samples=int(answers))  # prompts must leave room for answers, if any
+    recipe = replace(recipe, eval=room)
+    job = build(recipe)
+    live = [t.network for t in job.teachers.values() if isinstance(t, Local)]
+    for network in (job.student, *live):
+        network.to(Processes().device)
+    assert job.suite is not None
+    _check_tokenizers(recipe, job.suite.renderer)
+    players = {"student": job.student}
+    with torch.no_grad():
+        own = job.suite.measure(players, "test")
+        rows = [{"name": recipe.name, "kind": "student", "values": own}]
+        if other := job.suite.teacher(players, "test"):
+            rows.append({"name": "teacher", "kind": "teacher", "values": other})
+    columns = {k: v for k, v in job.suite.columns().items() if any(k in r["values"] for r in rows)}
+    return {"rows": rows, "columns": columns, "notes": _notes(recipe, job.ledger)} | {
+        "recipe": recipe.resolved(),
+        "data": job.ledger,
+    }
+
+
+def _check_tokenizers(recipe: Any, renderer: Any) -> None:
+    """Raises Failure where a live teacher reads the ids of the student's tokenizer otherwise."""
+    from transformers import AutoTokenizer
+
+    from stillroom.models.sources import resolved
+
+    if recipe.teacher.model is None:
+        return
+    other = AutoTokenizer.from_pretrained(resolved(recipe.teacher.model))
+    if other.get_vocab() != renderer.tokenizer.get_vocab():
+        raise Failure(
+            f"--teacher: {recipe.teacher.model} has another tokenizer than {recipe.student.model}, "
+            "so that their distributions cannot be compared: measure it by itself"
+        )
+
+
+def _notes(recipe: Any, ledger: Mapping[str, Any]) -> list[str]:
+    how = recipe.sampling
+    drawn = f"sampled at temperature {how.temperature:g}" if how.temperature else "greedy"
+    left = [f"{count} rows were left out: {why}." for why, count in ledger["left_out"].items()]
+    return [
+        f"{ledger['rows']['test']:,} rows of {recipe.data.test}. Answers are {drawn}, of at most "
+        f"{how.max_new_tokens} tokens.",
+        *left,
+    ]

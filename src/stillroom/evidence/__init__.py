@@ -1,0 +1,1 @@
+"""Claims of papers, re-tested by a command."""

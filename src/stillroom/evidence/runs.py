@@ -1,0 +1,107 @@
+"""Single runs of claims: each is made once, kept, and taken up again after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.catalogue import name_of
+from stillroom.config.build import build
+from stillroom.config.recipe import Recipe
+from stillroom.config.texts import gathered
+from stillroom.core import Failure
+from stillroom.engine.loop import NotFinite
+from stillroom.engine.record import Record
+from stillroom.engine.training import train
+from stillroom.pipelines._stages import stage
+
+ROOMS = ("core", "data", "engine", "evaluation", "losses", "models", "nets", "rollouts", "teachers")
+NOT_INPUTS = ("name", "about")
+
+Run = Mapping[str, Any]
+
+
+def kept(recipe: Recipe, again: int) -> tuple[Run, bool]:
+    """What the run of a recipe gave, and whether it was made just now.
+
+    It is made once: its key is the resolved recipe (with the seed), the hashes of its data, the
+    source code that it runs through, and ``again``, which counts the times that all is made anew.
+    """
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        run_in(folder, recipe)
+
+    told = {k: v for k, v in recipe.resolved().items() if k not in NOT_INPUTS}
+    files = gathered(recipe, None).files
+    code = code_of(type(recipe.method))
+    place = stage("claim", make, code=code, resume=True, recipe=told, files=files, again=again)
+    return read_run(place), bool(made)
+
+
+def run_in(folder: Path, recipe: Recipe) -> None:
+    """Runs a recipe in a folder, or takes it up there; leaves the numbers, not the student.
+
+    One that diverges leaves ``failed.json``: that is a result too, and the same the next time.
+    """
+    told = dataclasses.replace(recipe, name=name_of(type(recipe.method)), about="")
+    if not (folder / "result.json").is_file():
+        try:
+            train(build(told), folder)
+        except NotFinite as error:
+            Record(folder).json("failed.json", str(error))
+    for name in ("checkpoints", "student"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def read_run(folder: Path) -> Run:
+    """Numbers of a finished run: of the test split, of the validation split for the kept student.
+
+    What is not finite is None. Of a run that diverged there is no number, but ``failed``: why.
+    """
+    record = Record(folder)
+    if (why := record.read("failed.json")) is not None:
+        return {"failed": why, "validation": {}, "test": {}}
+    told = record.read("result.json")
+    read = [line for line in record.lines("metrics.jsonl") if line["step"] == told["selected_step"]]
+    validation = {
+        name.removeprefix("validation/"): value
+        for line in read
+        for name, value in line.items()
+        if name.startswith("validation/")
+    }
+    names = ("steps", "selected_step", "cpu_seconds", "tokens", "notes")
+    return {
+        **{name: told[name] for name in names},
+        "validation": _finite(validation),
+        "test": _finite(told["test"]),
+    }
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+@cache
+def code_of(method: type) -> str:
+    """Hash of torch's version and of the source that a run of this method goes through."""
+    root = Path(__file__).parent.parent
+    files = [file for room in ROOMS for file in sorted((root / room).glob("*.py"))]
+    files += [root / "schedules.py", *sorted((root / "methods").glob("_*.py"))]
+    own = inspect.getsourcefile(method)
+    if own is None:
+        raise Failure(f"{method.__name__}: its source code cannot be read, so no run can be kept")
+    sources = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, Path(own))]
+    told = [torch.__version__, *sources]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Systems made of several trainings, over stages that are made once and kept."""

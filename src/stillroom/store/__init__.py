@@ -1,0 +1,1 @@
+"""What teachers said, kept: an append-only store of answers, and what they cost."""

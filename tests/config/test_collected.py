@@ -1,0 +1,189 @@
+"""A teacher that is asked, from a recipe: its answers become the rows that a student learns."""
+
+import json
+from pathlib import Path
+
+import pytest
+from servers import Server
+from speakers import Canned, tiny
+
+from stillroom import api
+from stillroom.cli.collecting import collect
+from stillroom.config.build import Parts, build
+from stillroom.config.recipe import make
+from stillroom.core import Failure
+
+pytest.importorskip("httpx2", reason="the extra 'api' is not installed")
+pytestmark = pytest.mark.extra("api")
+
+KEY = "sk-planted-0123456789abcdef"
+QUESTIONS = [f"question {i}" for i in range(12)]
+
+
+def say(prompt):
+    return f"so you said {prompt}"
+
+
+@pytest.fixture
+def server():
+    with Server(Canned(say)) as running:
+        yield running
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Makes a recipe over rows; ``teacher`` is told by the test, ``store`` is a folder beside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def made(rows=None, test=None, **teacher):
+        for split, told in (("train", rows), ("test", test)):
+            told = [{"prompt": q} for q in QUESTIONS] if told is None else told
+            text = "".join(json.dumps(row) + "\n" for row in told)
+            Path(f"{split}.jsonl").write_text(text, encoding="utf-8")
+        told = {
+            "method": {"name": "seqkd"},
+            "student": {"lm": {"model_type": "windowed"}, "vocab_size": 300},
+            "teacher": {"store": "store", "sampling": {"max_tokens": 12}, **teacher},
+            "data": {"train": "train.jsonl", "test": "test.jsonl"},
+            "train": {"steps": 2, "batch": 4},
+            "eval": {"every": None, "metrics": ["likelihood"], "samples": 0},
+            "sampling": {"max_new_tokens": 4},
+            "run": {"threads": 1},
+        }
+        return make(told, folder=tmp_path)
+
+    return made
+
+
+def asked(server, **more):
+    return {"api": "openai:canned", "base_url": server.url, **more}
+
+
+def pairs(job, split="train"):
+    examples = job.streams["train"].examples if split == "train" else job.suite.splits[split]
+    return [(e.prompt, e.answer) for e in getattr(examples, "examples", examples)]
+
+
+def files(folder):
+    return [p for p in Path(folder).rglob("*") if p.is_file()]
+
+
+def test_a_run_goes_from_the_store_of_collect_with_the_server_gone(recipe, server, monkeypatch):
+    told = recipe(**asked(server))
+    with server:
+        collect(
+            "train.jsonl", "openai:canned", Path("store"), Path("out.jsonl"),
+            base_url=server.url, max_tokens=12,
+        )  # fmt: skip
+    monkeypatch.delenv("OPENAI_API_KEY")
+    done = api.run(told, Path("run"))
+    assert set(server.asked.values()) == {1}
+    assert done.results[told.name].start
+    assert pairs(build(told)) == [(q, say(q)) for q in QUESTIONS]
+    collected = [json.loads(line) for line in Path("out.jsonl").open(encoding="utf-8")]
+    assert [(r["prompt"], r["completion"]) for r in collected] == pairs(build(told))
+
+
+def test_a_run_asks_for_what_is_missing_once_and_the_key_stands_in_no_file(recipe, server):
+    told = recipe(rows=[{"prompt": q} for q in QUESTIONS[:8]], **asked(server))
+    api.run(told, Path("first"))
+    assert server.asked == dict.fromkeys(QUESTIONS, 1)  # those of the test split, too
+    assert any(KEY in head.get("Authorization", "") for head, _ in server.seen)
+    api.run(told, Path("second"))
+    assert set(server.asked.values()) == {1}
+    assert len(files(".")) > 10
+    assert [p for p in files(".") if KEY.encode() in p.read_bytes()] == []
+
+
+def test_only_rows_without_an_answer_are_asked_and_rows_keep_their_order(recipe, server):
+    rows = [
+        {"prompt": "a", "completion": "own"},
+        {"prompt": "b"},
+        {"prompt": "c", "completion": None},
+        {"prompt": "d", "completion": "own too"},
+    ]
+    job = build(recipe(rows=rows, test=rows[:1], **asked(server)))
+    assert pairs(job) == [("a", "own"), ("b", say("b")), ("c", say("c")), ("d", "own too")]
+    assert server.asked == {"b": 1, "c": 1}
+
+
+def test_conversations_end_with_the_answer(recipe, server, tmp_path):
+    _, tokenizer = tiny()
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    rows = [{"messages": turns}]
+    job = build(recipe(rows=rows, test=rows, **asked(server)), Parts(tokenizer=tokenizer))
+    [(prompt, answer)] = pairs(job)
+    assert prompt == "<system>be brief\n<user>hello\n<assistant>"
+    assert answer.startswith(say("hello"))
+    assert server.seen[0][1]["messages"] == turns
+
+
+def test_dropped_answers_are_left_out_and_counted(recipe):
+    def some(prompt):
+        return "" if prompt == "mute" else "word " * (20 if prompt == "long" else 2) + "end"
+
+    rows = [{"prompt": p} for p in ("a", "mute", "b", "long")]
+    with Server(Canned(some)) as server:
+        job = build(recipe(rows=rows, test=rows[:1], **asked(server)))
+        assert [prompt for prompt, _ in pairs(job)] == ["a", "b"]
+        assert job.ledger["left_out"] == {"answer empty": 1, "answer truncated": 1}
+        told = job.ledger["files"][-1]["collected"]
+        assert (told["answered"], told["dropped"]) == (3, {"empty": 1, "truncated": 1})
+        job = build(recipe(rows=rows, test=rows[:1], **asked(server, keep_truncated=True)))
+        assert [prompt for prompt, _ in pairs(job)] == ["a", "b", "long"]
+        assert set(server.asked.values()) == {1}
+
+
+def test_a_check_asks_nobody(recipe, server):
+    with pytest.raises(Failure, match="not asked yet"):
+        build(recipe(**asked(server)), Parts(ask=False))
+    assert not server.asked
+    build(recipe(rows=[{"prompt": "a"}], test=[{"prompt": "a"}], **asked(server)))
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    job = build(recipe(rows=rows, test=rows[:1], **asked(server)), Parts(ask=False))
+    assert pairs(job) == [("a", say("a"))]
+    assert job.ledger["left_out"] == {"not asked yet": 1}
+    assert server.asked == {"a": 1}
+
+
+def test_a_store_must_be_named(recipe, server):
+    with pytest.raises(Failure, match=r"^teacher: name a folder as teacher\.store"):
+        build(recipe(**asked(server, store=None)))
+    assert not server.asked
+
+
+def test_a_budget_that_is_reached_says_what_is_there_and_a_larger_one_goes_on(recipe, server):
+    # the most of a request: 10 or 11 bytes, 256 + 16 of frame, 12 of answer; it tells 10 + 5
+    with pytest.raises(Failure, match=r"^teacher: .* of 12 answers are not in the store") as told:
+        build(recipe(**asked(server, concurrency=1, budget_tokens=330)))
+    assert "the budget is reached: raise it" in str(told.value)
+    first = dict(server.asked)
+    assert 0 < len(first) < 12
+    assert sum(server.tokens.values()) <= 330
+    build(recipe(**asked(server, budget_tokens=50_000)))
+    assert server.asked == dict.fromkeys(QUESTIONS, 1)
+
+
+@pytest.mark.parametrize("fault", ["unauthorised", "no model"])
+def test_a_fault_that_stays_ends_it_before_a_run_folder_is_made(recipe, server, fault):
+    server.faults = {fault: 1.0}
+    words = "key in OPENAI_API_KEY" if fault == "unauthorised" else "no model 'canned'"
+    with pytest.raises(Failure, match=words) as told:
+        api.run(recipe(**asked(server)), Path("run"))
+    assert str(told.value).startswith("teacher: ")
+    assert KEY not in str(told.value)
+    assert not Path("run").exists()
+
+
+def test_a_model_of_this_process_answers_where_a_store_is_named(recipe):
+    model, tokenizer = tiny()
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    told = {"model": "model", "sampling": {"temperature": 0.0, "max_tokens": 6}}
+    rows = [{"prompt": "to be"}]
+    told = recipe(rows=rows, test=rows, keep_truncated=True, **told)
+    [(prompt, answer)] = pairs(build(told, Parts(tokenizer=tokenizer)))
+    ids = tokenizer("to be", return_tensors="pt").input_ids
+    made = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    assert (prompt, answer) == ("to be", tokenizer.decode(made, skip_special_tokens=True))

@@ -195,13 +195,15 @@ def test_logits_are_made_of_hidden_states_while_they_are_small(monkeypatch):
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Method):
+    needs = Needs(teacher={"logits"})
+
     def loss(self, student, teacher, batch, nets):
         return Term(student.logits - teacher.logits + batch.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(Plain):
-    needs = Needs(whole=True)
+    needs = Needs(teacher={"logits"}, whole=True)
 
 
 class Doubling:

@@ -4,6 +4,7 @@ import pytest
 
 from stillroom.core import Failure
 from stillroom.data.forms import ROLES, form_of, shaped
+from stillroom.data.tables import TableRow
 from stillroom.data.turns import question
 
 WHERE = "f.jsonl, line 1"
@@ -102,6 +103,12 @@ def test_templates_of_both_texts_need_no_form():
     assert one(row, None, made) == ("prompt", {"prompt": "x", "completion": "y"})
 
 
+def test_templates_replace_conversations():
+    row = {"q": "x", "completion": "y", "messages": TURNS, "conversations": TALK}
+    template = {"prompt": "{{ q }}"}
+    assert one(row, None, template) == ("prompt", {"prompt": "x", "completion": "y"})
+
+
 @pytest.mark.parametrize("form", ["messages", "sharegpt"])
 def test_templates_do_not_go_with_conversations(form):
     with pytest.raises(Failure, match=f"data.columns makes prompt .*data.form is {form}"):
@@ -114,13 +121,11 @@ def test_a_template_of_a_column_that_nothing_reads_is_refused():
 
 
 def test_a_template_decodes_only_what_it_names():
-    class Lazy(dict):
-        def __getitem__(self, name):
-            assert name == "q"
-            return super().__getitem__(name)
-
-    row = Lazy(q="x", image="y")
-    assert one(row, None, {"prompt": "{{ q }}", "completion": "z"})[1]["prompt"] == "x"
+    decoded = []
+    row = TableRow(("q", "image", "messages"), lambda name: [decoded.append(name) or name], 0)
+    made = {"prompt": "{{ q }}", "completion": "z"}
+    assert one(row, None, made)[1] == {"prompt": "q", "completion": "z"}
+    assert decoded == ["q"]
 
 
 # ---- alpaca

@@ -189,16 +189,21 @@ def test_two_processes_on_one_store_do_not_mix(tmp_path):
         assert len(place.rows()) == 60
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_key_is_found_in_no_file_and_no_word(tmp_path, fault):
-    rates = {fault: 1.0}
-    with Server(Canned(lambda prompt: f"your key is {KEY}"), rates, slow=0.1) as server:
-        place = Place(tmp_path, 3, server.url)
-        server.faults = {fault: 0.4}  # so that answers come as well
+STAYING = ("unauthorised", "forbidden", "no model", "no money", "rejected")
+
+
+@pytest.mark.parametrize("faults", [{}, *({name: 0.5} for name in STAYING)], ids=str)
+def test_a_planted_key_is_found_in_no_file_and_no_word(tmp_path, faults):
+    with Server(Canned(lambda prompt: f"your key is {KEY}")) as server:
+        server.faults = faults or {name: 0.1 for name in FAULTS if name not in STAYING}
+        server.slow = 0.1
+        place = Place(tmp_path, 12, server.url)
         code, out, err = place.run("--budget-tokens", "90000")
-        assert any(KEY in head.get("Authorization", "") for head, _ in server.seen)
+        assert all(head["Authorization"] == f"Bearer {KEY}" for head, _ in server.seen)
+    assert server.seen
     assert KEY not in out + err
     assert found(tmp_path, KEY) == []
-    assert code in (0, 2)
-    if (tmp_path / "out.jsonl").exists():
+    assert found(tmp_path, "canned")  # the search itself finds what is there
+    if code == 0:
         assert {row["completion"] for row in place.rows()} == {"your key is ***"}
+    assert code == 0 or any(fault in STAYING for fault in faults)

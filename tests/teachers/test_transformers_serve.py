@@ -1,4 +1,4 @@
-"""The plain text path against a server that is not ours: ``transformers serve``."""
+"""The same questions to ``transformers serve``: plain text and chat, greedy, word for word."""
 
 import json
 import os
@@ -7,108 +7,81 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from speakers import tiny
 
 pytest.importorskip("httpx2", reason="the extra 'api' is not installed")
-pytest.importorskip("uvicorn", reason="transformers[serving] is not installed")
-pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
+for module in ("fastapi", "uvicorn", "openai"):
+    pytest.importorskip(module, reason="transformers[serving] is not installed")
 pytestmark = [pytest.mark.extra("api"), pytest.mark.slow]
 
-PROMPTS = ["to be or not", "all that glitters", "once upon a time"]
-LIMIT, SECONDS = 12, 180
-COMMAND = shutil.which("transformers", path=str(Path(sys.executable).parent)) or ""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=2) as told:
-            return told.status == 200
-    except OSError:
-        return False
-
-
-@contextmanager
-def serving(model: Path, log: Path):
-    """The address of a server of this folder; skips, with its words, where it cannot start."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/v1"
-    told = [COMMAND, "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as words:
-        process = subprocess.Popen(
-            [*told, "--device", "cpu"], env=env, stdout=words, stderr=subprocess.STDOUT
-        )
-    try:
-        until = time.monotonic() + SECONDS
-        while not up(url):
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.skip(f"transformers serve did not start: {log.read_text()[-300:]}")
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+PROMPTS = ["to be", "or not to be, that is", "the question"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("served")
-    for part in tiny():
-        part.save_pretrained(place / "model")
-    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
-    (place / "rows.jsonl").write_text(rows)
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("served") / "model"
+    model, tokenizer = tiny()
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
     return place
 
 
 @pytest.fixture(scope="module")
-def url(folder):
-    if not COMMAND:
-        pytest.skip("the command 'transformers' is not beside this Python")
-    with serving(folder / "model", folder / "log") as found:
-        yield found
+def url(folder) -> Iterator[str]:
+    command = shutil.which("transformers", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("the command 'transformers' is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder.parent / "log").open("w") as log, subprocess.Popen(
+        [command, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port),
+         "--device", "cpu"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=log, stderr=subprocess.STDOUT,
+    ) as server:  # fmt: skip
+        try:
+            for _ in range(1200):
+                with socket.socket() as there:
+                    if there.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert server.poll() is None, (folder.parent / "log").read_text()
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.kill()
 
 
-def greedy(folder: Path, prompt: str, *, chat: bool) -> tuple[str, int, int]:
-    """What the model itself writes, and the tokens of prompt and answer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    if chat:
-        turn = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    made = model.generate(ids, max_new_tokens=LIMIT, do_sample=False)[0, ids.shape[1] :]
-    return tokenizer.decode(made, skip_special_tokens=True), ids.shape[1], len(made)
+def generated(prompt: str, *, plain: bool) -> tuple[str, int]:
+    model, tokenizer = tiny()
+    told = prompt if plain else f"<user>{prompt}\n<assistant>"
+    ids = torch.tensor([tokenizer(told, add_special_tokens=False).input_ids])
+    made = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
+    )
+    new = made[0, ids.shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True), ids.shape[1]
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
-def test_greedy_answers_and_their_tokens_are_the_models_own(folder, url, endpoint, tmp_path):
-    out = tmp_path / "out.jsonl"
-    told = [
-        "collect", str(folder / "rows.jsonl"), "--teacher", f"openai:{folder / 'model'}",
-        "--base-url", url, "--store", str(tmp_path / "store"), "--out", str(out),
-        "--endpoint", endpoint, "--temperature", "0", "--max-tokens", str(LIMIT),
-        "--budget-tokens", "9000", "--concurrency", "1", "--keep-truncated",
-    ]  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-m", "stillroom", *told], capture_output=True, text=True, timeout=120
-    )
-    assert ran.returncode == 0, ran.stderr
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    own = [greedy(folder, prompt, chat=endpoint == "chat") for prompt in PROMPTS]
-    assert [row["completion"] for row in rows] == [text for text, _, _ in own]
-    cost = json.loads(Path(f"{out}.ledger.json").read_text(encoding="utf-8"))["cost"]
-    assert cost["prompt_tokens"] == sum(prompt for _, prompt, _ in own)
-    assert cost["answer_tokens"] == sum(answer for _, _, answer in own)
+def test_it_answers_what_the_model_itself_generates(url, folder, tmp_path, endpoint):
+    rows = "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS)
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    told = subprocess.run(
+        [sys.executable, "-m", "stillroom", "collect", "rows.jsonl", "--store", "store",
+         "--teacher", f"openai:{folder}", "--base-url", url, "--out", "out.jsonl",
+         "--endpoint", endpoint, "--max-tokens", "6", "--temperature", "0", "--seed", "1",
+         "--keep-truncated"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    wanted = [generated(prompt, plain=endpoint == "completions") for prompt in PROMPTS]
+    assert [json.loads(line)["completion"] for line in lines] == [text for text, _ in wanted]
+    ledger = json.loads((tmp_path / "out.jsonl.ledger.json").read_text(encoding="utf-8"))
+    assert ledger["cost"]["prompt_tokens"] == sum(tokens for _, tokens in wanted)

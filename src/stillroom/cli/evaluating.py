@@ -40,15 +40,10 @@ def eval_(
     out: Annotated[Path | None, typer.Option(help="A file for the JSON.")] = None,
 ) -> None:
     """Measure a model: likelihood of the data's answers, and its own answers beside them."""
-    if (data is None) == (lm_eval is None):
-        raise Failure("eval: give either --data FILE or --lm-eval TASKS")
-    if lm_eval is not None and changes:
-        raise Failure(f"eval: {' '.join(changes)}: changes go with --data, not with --lm-eval")
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise Failure(f"--out: {out} must be a file in a folder that exists")
+    _check(data, lm_eval, changes, out)
     quiet()
     told: dict[str, Any] = {
-        "name": Path(model).name,
+        "name": Path(model).name or model,
         "method": "seqkd" if teacher is None else "kd",  # any that fits: no step is taken
         "student": {"model": model},
         "teacher": {"recorded": True} if teacher is None else {"model": teacher},
@@ -61,13 +56,22 @@ def eval_(
     if lm_eval is not None:
         from stillroom.cli.harness import harness
 
-        tasks = [name.strip() for name in lm_eval.split(",")]
-        table, shown = harness(model, tasks, include=include, limit=limit, seed=seed)
+        table, shown = harness(model, lm_eval, include=include, limit=limit, seed=seed)
     else:
-        from stillroom.reports.text import TextTable
+        table, shown = measured(told, changes or [])
+    _say(table, shown, as_json=as_json, out=out)
 
-        table = measured(told, changes or [])
-        shown = TextTable(told["name"], table)
+
+def _check(data: str | None, tasks: str | None, changes: list[str] | None, out: Path | None):
+    if (data is None) == (tasks is None):
+        raise Failure("eval: give either --data FILE or --lm-eval TASKS")
+    if tasks is not None and changes:
+        raise Failure(f"eval: {' '.join(changes)}: changes go with --data, not with --lm-eval")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise Failure(f"--out: {out} must be a file in a folder that exists")
+
+
+def _say(table: Mapping[str, Any], shown: Any, *, as_json: bool, out: Path | None) -> None:
     text = json.dumps(table, indent=2, ensure_ascii=False)
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
@@ -77,8 +81,8 @@ def eval_(
         Console().print(shown)
 
 
-def measured(told: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Rows of the model and its teacher as in ``table.json``, and what they were measured on.
+def measured(told: Mapping[str, Any], changes: Sequence[str]) -> tuple[dict[str, Any], Any]:
+    """Rows of the model and its teacher as in ``table.json``, and the same for a terminal.
 
     Args:
         told: a recipe of no steps.
@@ -93,6 +97,7 @@ def measured(told: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     from stillroom.config.recipe import make, overridden
     from stillroom.engine.parallel import Processes
     from stillroom.evaluation.suite import Suite
+    from stillroom.reports.text import TextTable
     from stillroom.teachers.local import Local
 
     for change in changes:
@@ -115,10 +120,9 @@ def measured(told: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         if other := job.suite.teacher(players, "test"):
             rows.append({"name": "teacher", "kind": "teacher", "values": other})
     columns = {k: v for k, v in job.suite.columns().items() if any(k in r["values"] for r in rows)}
-    return {"rows": rows, "columns": columns, "notes": _notes(recipe, job.ledger)} | {
-        "recipe": recipe.resolved(),
-        "data": job.ledger,
-    }
+    table = {"rows": rows, "columns": columns, "notes": _notes(recipe, job.ledger)}
+    shown = TextTable(recipe.name, table)
+    return {**table, "recipe": recipe.resolved(), "data": job.ledger}, shown
 
 
 def _check_tokenizers(recipe: Any, renderer: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ SIDE_BY_SIDE = 8
 
 
 def harness(
-    model: str, tasks: Sequence[str], *, include: Path | None, limit: int | None, seed: int
+    model: str, tasks: str, *, include: Path | None, limit: int | None, seed: int
 ) -> tuple[dict[str, Any], str]:
     """What lm-eval measures, as its mapping and as its own table.
 
     Args:
         model: as ``models.sources`` takes it.
-        tasks: their names.
+        tasks: their names, apart by commas.
         include: a folder with YAML files of further tasks.
         limit: the first documents of each task alone.
         seed: of the choice of examples in few-shot prompts.
@@ -41,13 +40,14 @@ def harness(
     known = extra("lm_eval.tasks", "harness", why=WHY).TaskManager(
         include_path=include and str(include)
     )
-    for task in tasks:
+    names = [name.strip() for name in tasks.split(",")]
+    for task in names:
         if not known.match_tasks([task]):
             near = nearest(task, known.all_tasks) or "; --include names a folder with your own"
             raise Failure(f"--lm-eval: lm-eval has no task {task!r}{near}")
     told = harness.simple_evaluate(
         model=_wrapped(model),
-        tasks=list(tasks),
+        tasks=names,
         limit=limit,
         task_manager=known,
         log_samples=False,

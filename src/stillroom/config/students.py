@@ -138,7 +138,8 @@ def _cut(
 
     def make(folder: Path) -> None:
         model = text.load(source, **options(recipe.student))
-        begun, found = time.process_time(), {"layers": told.layers}
+        begun = time.process_time()
+        found: dict[str, Any] = {"layers": told.layers}
         if told.layers == "search":
             renderer = Renderer(tokenizer, model.stop_ids, recipe.data.train_on)
             data = train(renderer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
+from stillroom.store.requests import digest
 
 WORLDS = {"marked_orders": MarkedOrders}
 
@@ -86,9 +86,7 @@ def _shaped(texts: Texts, told: DataSpec) -> Texts:
 def _collected(file: Path) -> dict[str, Any]:
     """What ``collect`` wrote beside a file about how its answers were come by, if it did."""
     ledger = file.with_name(f"{file.name}.ledger.json")
-    if not ledger.is_file():
-        return {}
-    return {"collected": json.loads(ledger.read_text(encoding="utf-8"))}
+    return {"collected": json.loads(ledger.read_text("utf-8"))} if ledger.is_file() else {}
 
 
 def _world(recipe: Recipe) -> Texts:
@@ -136,6 +134,7 @@ def rendered(
             f"data.train_on: {type(recipe.method).__name__} samples answers to the last turn "
             "alone, so 'all' would be learned from in some steps only: set it to last"
         )
+    limits: dict[str, int] = {**recipe.data.rows}
     told, left_out = recipe.data, Counter(texts.left_out)
 
     def kept(rows: Sequence[tuple[str, Row]], *, test: bool = False) -> list[Example]:
@@ -157,7 +156,7 @@ def rendered(
         return found
 
     examples = {
-        split: kept(rows, test=split == "test")[: told.rows.get(split)]
+        split: kept(rows, test=split == "test")[: limits.get(split)]
         for split, rows in texts.rows.items()
     }
     if told.hold_out is not None:
@@ -184,8 +183,7 @@ def rendered(
 
 def _digest(examples: Sequence[Example]) -> str:
     """Hash of the texts, whatever files they came from and however they are tokenised."""
-    told = json.dumps([[e.prompt, e.answer, len(e.earlier)] for e in examples])
-    return hashlib.sha256(told.encode()).hexdigest()
+    return digest([[e.prompt, e.answer, len(e.earlier)] for e in examples])
 
 
 def _check_room(

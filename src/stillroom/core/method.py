@@ -95,8 +95,11 @@ class Run(Protocol):
     steps: int
     epoch: int
     """Full passes over the training stream that came before this step."""
-    epochs: float
-    """Passes that the whole run makes."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes that the whole run makes."""
+        ...
 
     @property
     def progress(self) -> float: ...

@@ -6,8 +6,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stillroom.core import Failure
 from stillroom.data.rows import Row
+from stillroom.failures import Failure
 
 if TYPE_CHECKING:
     from stillroom.data.text import Renderer

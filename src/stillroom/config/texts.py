@@ -60,8 +60,8 @@ def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -
             file = find_data(name, recipe.folder, f"data.{split}")
             with within(f"data.{split}"):
                 read = read_rows(file, split)
-            taken = read.split is not None and not name.endswith(f":{read.split}")
-            label = f"{name}:{read.split}" if taken else name
+            tail = f":{read.split}" if read.split else ""
+            label = name.removesuffix(tail) + tail
             texts.files.append({"file": label, "rows": len(read), "sha256": read.sha256})
             texts.files[-1] |= _collected(file)
             texts.rows[split] = list(read)

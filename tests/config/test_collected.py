@@ -1,4 +1,4 @@
-"""A teacher that is asked, from a recipe: its answers become the rows that a student learns."""
+"""Answers of a recipe's teacher: which rows get them, which are dropped, what ends it early."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ from servers import Server
 from speakers import Canned, tiny
 
 from stillroom import api
-from stillroom.cli.collecting import collect
 from stillroom.config.build import Parts, build
 from stillroom.config.recipe import make
 from stillroom.core import Failure
@@ -64,40 +63,6 @@ def pairs(job):
     return [(example.prompt, example.answer) for example in job.streams["train"].examples]
 
 
-def files(folder):
-    return [p for p in Path(folder).rglob("*") if p.is_file()]
-
-
-@pytest.mark.slow
-def test_a_run_goes_from_the_store_of_collect_with_the_server_gone(recipe, monkeypatch):
-    with Server(Canned(say)) as server:
-        told = recipe(**asked(server))
-        collect(
-            "train.jsonl", "openai:canned", Path("store"), Path("out.jsonl"),
-            base_url=server.url, max_tokens=12,
-        )  # fmt: skip
-    monkeypatch.delenv("OPENAI_API_KEY")
-    done = api.run(told, Path("run"))
-    assert set(server.asked.values()) == {1}
-    assert done.results[told.name].start
-    assert pairs(build(told)) == [(q, say(q)) for q in QUESTIONS]
-    text = Path("out.jsonl").read_text(encoding="utf-8")
-    collected = [json.loads(line) for line in text.splitlines()]
-    assert [(r["prompt"], r["completion"]) for r in collected] == pairs(build(told))
-
-
-@pytest.mark.slow
-def test_a_run_asks_for_what_is_missing_once_and_the_key_stands_in_no_file(recipe, server):
-    told = recipe(rows=[{"prompt": q} for q in QUESTIONS[:8]], **asked(server))
-    api.run(told, Path("first"))
-    assert server.asked == dict.fromkeys(QUESTIONS, 1)  # those of the test split, too
-    assert any(KEY in head.get("Authorization", "") for head, _ in server.seen)
-    api.run(told, Path("second"))
-    assert set(server.asked.values()) == {1}
-    assert len(files(".")) > 10
-    assert [p for p in files(".") if KEY.encode() in p.read_bytes()] == []
-
-
 def test_only_rows_without_an_answer_are_asked_and_rows_keep_their_order(recipe, server):
     rows = [
         {"prompt": "a", "completion": "own"},
@@ -110,7 +75,7 @@ def test_only_rows_without_an_answer_are_asked_and_rows_keep_their_order(recipe,
     assert server.asked == {"b": 1, "c": 1}
 
 
-def test_conversations_end_with_the_answer(recipe, server, tmp_path):
+def test_conversations_end_with_the_answer(recipe, server):
     _, tokenizer = tiny()
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     rows = [{"messages": turns}]
@@ -135,24 +100,6 @@ def test_dropped_answers_are_left_out_and_counted(recipe):
         job = build(recipe(rows=rows, test=rows[:1], **asked(server, keep_truncated=True)))
         assert [prompt for prompt, _ in pairs(job)] == ["a", "b", "long"]
         assert set(server.asked.values()) == {1}
-
-
-def test_a_check_asks_nobody(recipe, server):
-    with pytest.raises(Failure, match="not asked yet"):
-        build(recipe(**asked(server)), Parts(ask=False))
-    assert not server.asked
-    build(recipe(rows=[{"prompt": "a"}], test=[{"prompt": "a"}], **asked(server)))
-    rows = [{"prompt": "a"}, {"prompt": "b"}]
-    job = build(recipe(rows=rows, test=rows[:1], **asked(server)), Parts(ask=False))
-    assert pairs(job) == [("a", say("a"))]
-    assert job.ledger["left_out"] == {"not asked yet": 1}
-    assert server.asked == {"a": 1}
-
-
-def test_a_store_must_be_named(recipe, server):
-    with pytest.raises(Failure, match=r"^teacher: name a folder as teacher\.store"):
-        build(recipe(**asked(server, store=None)))
-    assert not server.asked
 
 
 def test_a_budget_that_is_reached_says_what_is_there_and_a_larger_one_goes_on(recipe, server):

@@ -61,9 +61,8 @@ def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -
             with within(f"data.{split}"):
                 read = read_rows(file, split)
             tail = f":{read.split}" if read.split else ""
-            label = name.removesuffix(tail) + tail
-            texts.files.append({"file": label, "rows": len(read), "sha256": read.sha256})
-            texts.files[-1] |= _collected(file)
+            entry = {"file": name.removesuffix(tail) + tail, "rows": len(read)}
+            texts.files.append({**entry, "sha256": read.sha256, **_collected(file)})
             texts.rows[split] = list(read)
     return _held_out(_answered(recipe, _shaped(texts, told), ask=ask), told)
 

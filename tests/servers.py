@@ -128,7 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = "no model"
         if fault in STATUS:
             return self._refuse(fault)
-        reply = owner.speaker(asked, told)
+        try:
+            reply = owner.speaker(asked, told)
+        except Exception as error:  # no template, a prompt that is too long ...
+            return self._send(400, {"error": {"code": "rejected", "message": str(error)}})
         with owner.lock:
             owner.tokens += Counter(prompt=len(reply.prompt_ids), answer=len(reply.ids))
         if fault == "slow":

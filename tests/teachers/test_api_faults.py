@@ -229,6 +229,6 @@ def test_an_address_that_is_none_is_refused(url):
 
 def test_a_prompt_is_bound_by_its_bytes():
     source = api("http://host/v1")
-    assert source.most(Request("é" * 100, SHORT)) == Tokens(200 + 256 + 16, 12)
+    assert source.most(Request("é" * 100, SHORT)) == Tokens(200 + 128 + 16, 12)
     turns = [{"role": "user", "content": "abc"}] * 2
-    assert source.most(Request(turns)) == Tokens(14 + 256 + 32, 0)
+    assert source.most(Request(turns)) == Tokens(14 + 128 + 32, 0)

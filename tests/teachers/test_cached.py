@@ -183,6 +183,13 @@ def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(tmp_path, lanes):
     assert set(source.asked.values()) == {1}
 
 
+def test_who_waits_for_room_in_the_budget_gets_it_when_another_has_ended(tmp_path):
+    source = Fake()
+    one = cached(tmp_path, source, questions(2), tokens=45)  # room for one at its most, 30
+    one.run()
+    assert (source.most_flying, one.stopped, len(one.outcomes)) == (1, None, 2)
+
+
 def test_attempts_that_a_kill_cut_off_count_as_the_most_they_may_have_cost(tmp_path):
     source, requests = Fake(), questions(3)
     one = cached(tmp_path, source, requests, tokens=89)

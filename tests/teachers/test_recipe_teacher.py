@@ -120,7 +120,7 @@ def test_check_asks_nobody(server):
 
 WRONG = {
     "a budget that is reached": (
-        {"budget_tokens": 350, "sampling": {"max_tokens": 9}}, "budget is reached",
+        {"budget_tokens": 200, "sampling": {"max_tokens": 9}}, "budget is reached",
     ),
     "no store": ({"store": None}, "teacher.store"),
     "a budget without a limit": ({"budget_tokens": 600}, "teacher.sampling.max_tokens"),

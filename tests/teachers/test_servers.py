@@ -1,5 +1,6 @@
 """The loopback server itself: its greedy text, its log-probabilities, its counts, its faults."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -137,3 +138,14 @@ def test_it_counts_what_was_asked_answered_and_billed():
         assert sum(server.asked.values()) == 30
         assert 5 < sum(server.answered.values()) < 25
         assert server.tokens == {"prompt": 60, "answer": 90}
+
+
+def test_a_model_without_a_template_says_so(network):
+    model, tokenizer = network
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with Server(Model(model, bare, "tiny")) as server:
+        told = {"model": "tiny", "messages": TURNS}
+        reply = httpx2.post(f"{server.url}/chat/completions", json=told)
+    assert reply.status_code == 400
+    assert "chat_template" in reply.json()["error"]["message"]

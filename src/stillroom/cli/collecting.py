@@ -43,10 +43,8 @@ def collect(
         int | None, typer.Option(min=1, help="The same in tokens of prompts and answers.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 8,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="Not sent if not told, as all that follow.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.001, max=1)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Not sent if not told.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.001, max=1, help="Likewise.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of an answer; a budget needs it.")
     ] = None,

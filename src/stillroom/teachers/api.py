@@ -19,7 +19,7 @@ from stillroom.teachers.replies import outcome_of
 
 OPENAI = "https://api.openai.com/v1"
 KEY_ENV = "OPENAI_API_KEY"
-FRAME, TURN = 256, 16
+FRAME, TURN = 128, 16
 """Tokens that a chat template may put around a request, and around each message of it."""
 
 SECRET = 16

@@ -89,8 +89,6 @@ class Asking:
 
     async def _lane(self, chunks: Iterator[list[str]]) -> None:
         for chunk in chunks:
-            if self._ended.is_set():
-                return
             ask = self.source.patient(partial(self._attempt, chunk), self._rest)
             try:
                 outcomes = await ask([self.questions[name] for name in chunk])

@@ -97,8 +97,9 @@ class Cached:
         if not isinstance(asking.error, Failure):
             raise asking.error
         arrived = sum(outcome.arrived for outcome in self.outcomes.values())
+        why = str(asking.error).rstrip(".")
         raise Failure(
-            f"{asking.error}. {arrived} of {len(self.questions)} answers are in the store "
+            f"{why}. {arrived} of {len(self.questions)} answers are in the store "
             f"{self.store.folder}, and stay there{self._others()}"
         )
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stillroom.config.recipe import read
+
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(file.stem for file in (ROOT / "src/stillroom/recipes").glob("*.yaml"))
 
@@ -44,4 +46,7 @@ def test_a_recipe_runs_from_the_wheel(installed, recipe, tmp_path):
     assert "teacher" in ran.stdout
     page = (tmp_path / "done/report.html").read_text(encoding="utf-8")
     assert "<svg" in page
-    assert (tmp_path / "done/arms/gad/student/model.safetensors").is_file()
+    arms = {arm.name for arm in (tmp_path / "done/arms").iterdir()}
+    assert arms == set(read(recipe).arms)
+    for arm in arms:
+        assert (tmp_path / f"done/arms/{arm}/student/model.safetensors").is_file()

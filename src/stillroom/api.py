@@ -111,6 +111,7 @@ def run(
     results: dict[str, Result] = {}
     job: Job | None = None
     for name, arm in arms.items():
+        job = None  # the networks of the arm before go before those of the next are loaded
         job = build(arm, parts)
         place = out / "arms" / name if recipe.arms else out
         with within(f"arms.{name}") if recipe.arms else nullcontext():

@@ -162,7 +162,7 @@ def test_eval_refuses_a_teacher_with_another_tokenizer(say, tmp_path, place):
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     file.write_text(json.dumps(told))
     words = ("--data", "rows.jsonl", "--metrics", "agreement", "--teacher", "other")
-    refused(say("eval", "a", *words), "--teacher: other has another tokenizer than a")
+    refused(say("eval", "a", *words), "teacher.model: 'other' has another tokenizer")
 
 
 def test_eval_answers_are_greedy_unless_told(say):

@@ -95,7 +95,7 @@ def test_dropped_answers_are_left_out_and_counted(recipe):
         job = build(recipe(rows=rows, test=rows[:1], **asked(server)))
         assert [prompt for prompt, _ in pairs(job)] == ["a", "b"]
         assert job.ledger["left_out"] == {"answer empty": 1, "answer truncated": 1}
-        told = job.ledger["files"][-1]["collected"]
+        (told,) = job.ledger["collected"].values()
         assert (told["answered"], told["dropped"]) == (3, {"empty": 1, "truncated": 1})
         job = build(recipe(rows=rows, test=rows[:1], **asked(server, keep_truncated=True)))
         assert [prompt for prompt, _ in pairs(job)] == ["a", "b", "long"]

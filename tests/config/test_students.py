@@ -1,6 +1,7 @@
 """Students that come by stages: cut from a model, healed, then taught."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stillroom.config.build import build
 from stillroom.config.recipe import make
 from stillroom.core import Failure
 from stillroom.data.marked_orders import MarkedOrders
+from stillroom.engine.parallel import Processes
 
 ROWS = MarkedOrders(prompts=64).splits(0)
 STEPS = 12
@@ -162,3 +164,46 @@ def test_layers_that_are_not_there(layers, recipe, whole, tmp_path):
     with pytest.raises(Failure, match=r"student\.cut.*0 to 3"):
         build(recipe(student={"cut": {"from": str(whole), "layers": layers}}))
     assert not stages(tmp_path, "cut")
+
+
+def test_a_model_that_changed_in_its_folder_is_cut_and_healed_anew(recipe, tmp_path, whole):
+    student = {**recipe().resolved()["student"], "heal": 1}
+    build(recipe(student=student))
+    model = AutoModelForCausalLM.from_pretrained(whole)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    model.save_pretrained(whole)
+    build(recipe(student=student))
+    assert len(stages(tmp_path, "cut")) == len(stages(tmp_path, "heal")) == 2
+
+
+def test_several_processes_do_not_heal(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "__init__", lambda self: vars(self).update(rank=0, world=2))
+    student = {**recipe().resolved()["student"], "heal": 1}
+    with pytest.raises(Failure, match=r"student\.heal is done by one process"):
+        build(recipe(student=student))
+    assert not stages(tmp_path, "heal")
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_though_it_has_as_many_tokens(recipe, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "whole", other)
+    told = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(told.replace('"w0"', '"v0"'))
+    with pytest.raises(Failure, match=r"other' has another tokenizer .*37 and 37 tokens.* 36 have"):
+        build(recipe(teacher={"model": str(other)}))
+    (other / "tokenizer.json").unlink()
+    (other / "tokenizer_config.json").unlink()
+    with pytest.raises(Failure, match=r"teacher\.model.*has no tokenizer"):
+        build(recipe(teacher={"model": str(other)}))
+
+
+def test_a_run_goes_on_after_its_answers_were_collected_once_more(recipe, tmp_path):
+    ledger = tmp_path / "train.jsonl.ledger.json"
+    told = {"student": {"model": str(tmp_path / "whole")}, "method": {"name": "seqkd"}}
+    ledger.write_text('{"asked": 64}')
+    run(recipe(**told), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    ledger.write_text('{"asked": 0}')
+    done = run(recipe(**told), tmp_path / "run")
+    assert "asked" in (done.folder / "student" / "README.md").read_text()

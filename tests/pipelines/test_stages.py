@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.pipelines._stages import inputs_of, stage
+from stillroom import catalogue
+from stillroom.pipelines import _stages as stages
+from stillroom.pipelines._stages import code_of, stage
+
+
+def told_inputs(place):
+    return json.loads((place / "stage.json").read_text())[2]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +50,7 @@ def test_the_same_inputs_are_made_once():
     assert stage("cut", changed, code="1", **turned) == place
     assert (place / "text").read_text() == "made"
     assert (make.seen, changed.seen) == ([[]], [])
-    assert inputs_of(place) == INPUTS
+    assert told_inputs(place) == INPUTS
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,7 @@ def test_other_inputs_are_made_anew(other):
     second = stage("cut", Making("two"), code="1", **{**INPUTS, **other})
     assert second != place
     assert [(p / "text").read_text() for p in (place, second)] == ["one", "two"]
-    assert inputs_of(second) == {**INPUTS, **other}
+    assert told_inputs(second) == {**INPUTS, **other}
 
 
 def test_another_name_or_code_is_made_anew():
@@ -79,8 +86,8 @@ def test_a_stage_may_be_made_from_another():
     (one, after_one), (other, after_other) = chain("a"), chain("b")
     assert after_one != after_other
     assert chain("a") == (one, after_one)
-    assert inputs_of(after_one) == {"of": one.name}
-    assert inputs_of(after_other) == {"of": other.name}
+    assert told_inputs(after_one) == {"of": one.name}
+    assert told_inputs(after_other) == {"of": other.name}
 
 
 def test_what_is_no_plain_value_is_refused(cache):
@@ -175,3 +182,19 @@ def test_two_processes_wait_for_each_other(tmp_path):
     assert first.wait() == 0
     assert second.wait() == 0
     assert lines(log) == ["begins", "ends", "True", "True"]
+
+
+def test_the_code_is_told_by_the_method_and_by_the_rooms_below(tmp_path, monkeypatch):
+    kd, seqkd = catalogue.load("kd"), catalogue.load("seqkd")
+    assert len({code_of(), code_of(kd), code_of(seqkd)}) == 3
+    before = code_of(kd)
+    copied = tmp_path / "stillroom"
+    shutil.copytree(Path(stages.__file__).parent.parent, copied)
+    monkeypatch.setattr(stages, "__file__", str(copied / "pipelines" / "_stages.py"))
+    code_of.cache_clear()
+    assert code_of(kd) == before
+    with (copied / "losses" / "policy.py").open("a") as file:
+        file.write("# changed")
+    code_of.cache_clear()
+    assert code_of(kd) != before
+    code_of.cache_clear()

@@ -89,7 +89,8 @@ def test_head_says_what_the_hub_reads_of_a_language_model(run_path):
 def test_card_tells_how_answers_were_collected(run_path):
     file = run_path / "result.json"
     told = json.loads(file.read_text())
-    told["data"]["files"][0]["collected"] = {"dropped": {"refusal": 2}, "at": "https://a:pw@x/v1"}
+    name = told["data"]["files"][0]["file"]
+    told["data"]["collected"] = {name: {"dropped": {"refusal": 2}, "at": "https://a:pw@x/v1"}}
     file.write_text(json.dumps(told))
     text = write_card(run_path, run_path / "student", ROW).read_text(encoding="utf-8")
     assert "How the answers in prompts.jsonl were collected:" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from stillroom.catalogue import nearest
 from stillroom.config import students
 from stillroom.config.recipe import Recipe
 from stillroom.config.students import Beginning
-from stillroom.config.teachers import teacher
+from stillroom.config.teachers import check_tokenizer, teacher
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
 from stillroom.data.text import Renderer
+from stillroom.engine.parallel import Processes
 from stillroom.engine.run import check_needs
 from stillroom.engine.training import Job, train
 from stillroom.evaluation.judge import Judge
 from stillroom.evaluation.suite import Suite
+from stillroom.models.sources import fingerprint, resolved
 from stillroom.models.text import CausalLM
-from stillroom.pipelines._stages import stage
+from stillroom.pipelines._stages import code_of, stage
 from stillroom.teachers.local import Local
 
 
@@ -93,11 +96,22 @@ def _healed(
     told = students.heal_recipe(recipe, logits=logits)
 
     def make(folder: Path) -> None:
+        if Processes().world > 1:  # they would wait for each other, and for the stage's lock
+            raise Failure(
+                "student.heal is done by one process: start the recipe without a launcher, stop it "
+                "when the arms begin, and launch it then"
+            )
         train(_text_job(told, parts, texts, tokenizer, begin), folder)
         shutil.rmtree(folder / "checkpoints")
 
-    data = {"rows": len(texts.rows["train"]), "files": texts.files}
-    return students.healed(told, begin, make, {**data, "told": told.resolved()["data"]})
+    models = [name for name in (begin.source, recipe.teacher.model) if name is not None]
+    data = {
+        "rows": len(texts.rows["train"]),
+        "files": texts.files,
+        "models": [fingerprint(resolved(name)) for name in models],
+        "told": told.resolved()["data"],
+    }
+    return students.healed(told, begin, make, data)
 
 
 def _job(  # noqa: PLR0913 - what was made of each section
@@ -111,6 +125,8 @@ def _job(  # noqa: PLR0913 - what was made of each section
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
     teachers = {"teacher": parts.teacher or teacher(recipe, student)}
+    if renderer is not None and parts.teacher is None:
+        check_tokenizer(recipe, renderer.tokenizer)
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
@@ -153,7 +169,8 @@ def _judge(
     if "judge" not in recipe.eval.metrics or renderer is None:
         return None
     told = {"sampling": recipe.sampling, "budget": recipe.train.tokens_per_micro}
-    return Judge(student.snapshot(), splits["train"], stage, renderer=renderer, **told)
+    keep = partial(stage, code=code_of())
+    return Judge(student.snapshot(), splits["train"], keep, renderer=renderer, **told)
 
 
 def _models(student: Any, teachers: Mapping[str, Teacher]) -> list[CausalLM]:

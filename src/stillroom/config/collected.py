@@ -34,6 +34,7 @@ class Collected:
     rows: dict[str, Named]
     left_out: dict[str, int] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
+    collected: dict[str, Any] = field(default_factory=dict)
 
 
 def collected(recipe: Recipe, rows: Mapping[str, Named], *, ask: bool) -> Collected:
@@ -137,15 +138,15 @@ def _filled(
         for split, named in rows.items()
     }
     ledger = cached.ledger(keep_truncated=told.keep_truncated)
-    # as it is after any run on the same answers: with this a run is taken up again
     kept = {name: ledger[name] for name in ("teacher", "questions", "answered", "dropped")}
     kept["tokens_of_all_runs"] = cached.budget.spent.tokens.total
-    file = {"file": f"answers of {cached.source.identity['model']}", "rows": len(texts)}
+    name = f"answers of {cached.source.identity['model']}"
     return Collected(
         {
             split: [(w, row) for w, row in named if row is not None]
             for split, named in filled.items()
         },
         dict(dropped),
-        [{**file, "sha256": digest(texts), "collected": kept}],
+        [{"file": name, "rows": len(texts), "sha256": digest(texts)}],
+        {name: kept},
     )

@@ -25,9 +25,9 @@ from stillroom.engine.settings import Eval
 from stillroom.models import text
 from stillroom.models.adapters import adapted
 from stillroom.models.cut import cut, same, search
-from stillroom.models.sources import resolved
+from stillroom.models.sources import fingerprint, resolved
 from stillroom.models.view import fit, narrowed
-from stillroom.pipelines._stages import stage
+from stillroom.pipelines._stages import code_of, stage
 
 EOS = "<|endoftext|>"
 
@@ -129,7 +129,8 @@ def _cut(
     files: Sequence[Any],
 ) -> Path:
     source = resolved(told.from_)
-    inputs: dict[str, Any] = {"from": told.from_, "layers": told.layers, **options(recipe.student)}
+    inputs: dict[str, Any] = {"layers": told.layers, **options(recipe.student)}
+    inputs["from"] = [told.from_, fingerprint(source)]
     if told.layers == "search":
         inputs |= {"keep": told.keep, "tokens": told.tokens, "files": files}
         inputs["data"] = {**plain(recipe.data), "validation": None, "test": None}
@@ -153,7 +154,7 @@ def _cut(
         note = {**found, "cpu_seconds": time.process_time() - begun, "of": told.from_}
         (folder / "cut.json").write_text(_json(note), encoding="utf-8")
 
-    return stage("cut", make, code="1", **inputs)
+    return stage("cut", make, code=code_of(), **inputs)
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -224,7 +225,7 @@ def healed(recipe: Recipe, begin: Beginning, train: Callable[[Path], Any], data:
         recipe: of ``heal_recipe``.
         begin: before it.
         train: runs that recipe's job in a folder, and takes it up again there.
-        data: what the training text was, hashes included.
+        data: what the training text and the models were, hashes included.
     """
     told = recipe.resolved()
     names = ["method", "student", "teacher", "train"]
@@ -232,5 +233,6 @@ def healed(recipe: Recipe, begin: Beginning, train: Callable[[Path], Any], data:
         names.append("sampling")
     inputs = {name: told[name] for name in names}
     seed = recipe.run.seed
-    place = stage("heal", train, code="1", resume=True, data=data, seed=seed, **inputs)
+    code = code_of(type(recipe.method))
+    place = stage("heal", train, code=code, resume=True, data=data, seed=seed, **inputs)
     return Beginning(str(place / "student"), {**begin.stages, "healed": place / "student"})

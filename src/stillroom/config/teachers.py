@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from stillroom.config.recipe import Recipe
 from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
@@ -45,6 +47,37 @@ def _on_base(student: Any, adapter: str | None) -> AdaptedLM:
             "name the model by 'teacher.model'"
         )
     return student.base() if adapter is None else student.other(adapter)
+
+
+def check_tokenizer(recipe: Recipe, tokenizer: Any) -> None:
+    """Whether a teacher in this process reads ids as the student's tokenizer writes them.
+
+    Sizes say nothing: the words must be the same.
+
+    Raises:
+        Failure: it has another vocabulary, or no tokenizer by which to tell.
+    """
+    name = recipe.teacher.model
+    if name is None:
+        return
+    try:
+        other = AutoTokenizer.from_pretrained(
+            resolved(name), trust_remote_code=recipe.teacher.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"teacher.model: {name!r} has no tokenizer that can be loaded, so it cannot be told "
+            f"whether its tokens are the student's: save its own beside it ({error})"
+        ) from error
+    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if mine != theirs:
+        same = sum(theirs.get(word) == id for word, id in mine.items())
+        raise Failure(
+            f"teacher.model: {name!r} has another tokenizer than the student ({len(theirs)} and "
+            f"{len(mine)} tokens, of which {same} have the same id), so it cannot score the "
+            "student's tokens; learn from its text: write its answers with 'stillroom collect', "
+            "and set teacher.recorded"
+        )
 
 
 def options(told: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,8 @@ WORLDS = {"marked_orders": MarkedOrders}
 class Texts:
     """Rows by split, where they came from, and the world they were made in.
 
-    ``left_out`` counts rows whose answer a teacher did not give.
+    ``left_out`` counts rows whose answer a teacher did not give; ``collected`` tells by file how
+    its answers were come by: for the reader alone, as it changes where the rows do not.
     """
 
     rows: dict[str, list[tuple[str, Row]]]
@@ -39,6 +39,7 @@ class Texts:
     world: Any = None
     form: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    collected: dict[str, Any] = field(default_factory=dict)
 
 
 def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -> Texts:
@@ -61,9 +62,12 @@ def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -
             with within(f"data.{split}"):
                 read = read_rows(file, split)
             tail = f":{read.split}" if read.split else ""
-            entry = {"file": name.removesuffix(tail) + tail, "rows": len(read)}
-            texts.files.append({**entry, "sha256": read.sha256, **_collected(file)})
+            label = name.removesuffix(tail) + tail
+            texts.files.append({"file": label, "rows": len(read), "sha256": read.sha256})
             texts.rows[split] = list(read)
+            ledger = file.with_name(f"{file.name}.ledger.json")
+            if ledger.is_file():
+                texts.collected[label] = json.loads(ledger.read_text("utf-8"))
     return _held_out(_answered(recipe, _shaped(texts, told), ask=ask), told)
 
 
@@ -71,6 +75,7 @@ def _answered(recipe: Recipe, texts: Texts, *, ask: bool) -> Texts:
     told = collected(recipe, texts.rows, ask=ask)
     texts.rows, texts.left_out = told.rows, told.left_out
     texts.files += told.files
+    texts.collected |= told.collected
     return texts
 
 
@@ -80,12 +85,6 @@ def _shaped(texts: Texts, told: DataSpec) -> Texts:
         with within(f"data.{split}"):
             texts.form, texts.rows[split] = shaped(rows, texts.form or told.form, told.columns)
     return texts
-
-
-def _collected(file: Path) -> dict[str, Any]:
-    """What ``collect`` wrote beside a file about how its answers were come by, if it did."""
-    ledger = file.with_name(f"{file.name}.ledger.json")
-    return {"collected": json.loads(ledger.read_text("utf-8"))} if ledger.is_file() else {}
 
 
 def _world(recipe: Recipe) -> Texts:
@@ -176,6 +175,7 @@ def rendered(
         "left_out": {why: n for why, n in left_out.items() if n},
         "sha256": {split: _digest(found) for split, found in examples.items()},
         "licence": told.licence,
+        "collected": texts.collected,
     }
     return {split: TextData(found, renderer.pad_id) for split, found in examples.items()}
 

@@ -70,15 +70,15 @@ def read_rows(name: str | Path, split: str | None = None) -> Rows:
     place, named = _placed(told)
     if place.is_dir() and tables.is_saved(place):
         found, split, files = tables.saved(place, named, split)
-        return _some(Rows(told, found, _digest(files), split))
+        return _some(Rows(told, found, hashed(files), split))
     if named is not None:
         raise Failure(f"{told}: {place} holds no splits that datasets.save_to_disk wrote")
     if not place.is_file() or place.suffix == ".parquet":
         files = _parts(place)
-        return _some(Rows(told, tables.parquet(files), _digest(files)))
+        return _some(Rows(told, tables.parquet(files), hashed(files)))
     whole = place.suffix == ".json" and _text(place).lstrip().startswith("[")
     found = read_json(place) if whole else read_jsonl(place)
-    return _some(Rows(told, found, _digest([place]), unit="row" if whole else "line"))
+    return _some(Rows(told, found, hashed([place]), unit="row" if whole else "line"))
 
 
 def _some(read: Rows) -> Rows:
@@ -117,7 +117,7 @@ def _parts(place: Path) -> list[Path]:
     return files
 
 
-def _digest(files: Sequence[Path]) -> str:
+def hashed(files: Sequence[Path]) -> str:
     """SHA-256 of a file; of several, that of their names and hashes."""
     told = []
     for file in files:

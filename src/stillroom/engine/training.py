@@ -216,7 +216,7 @@ class _Training:
         run = self.run
         state = {
             "step": run.step,
-            "data": dict(self.job.ledger),
+            "data": _identity(self.job.ledger),
             "players": run.all.state(),
             "random": randoms,
             "cursors": {name: stream.cursor for name, stream in self.streams.items()},
@@ -243,7 +243,7 @@ class _Training:
                 f"{self.record.folder} holds a run of {before} process{'es'[: 2 * (before > 1)]} "
                 f"and is taken up by {self.processes.world}: launch as many as before"
             )
-        if state["data"] != (now := self.job.ledger):
+        if state["data"] != (now := _identity(self.job.ledger)):
             raise Failure(
                 f"{self.record.folder} holds a run on other data, though the recipe is the same: "
                 f"they were {state['data']}, and are now {now}. Give another --out, or those data"
@@ -289,6 +289,11 @@ class _Training:
         self.record.json("result.json", info)
         self.processes.wait()
         return Result(self.record.folder, student, self.start, test, info)
+
+
+def _identity(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells these data from others; how their answers were collected does not."""
+    return {name: told for name, told in ledger.items() if name != "collected"}
 
 
 def _export(job: Job, student: Any, folder: Path) -> None:

@@ -42,7 +42,7 @@ class Judge:
     Args:
         start: a snapshot of the student before it learns.
         data: the training split.
-        keep: ``keep(name, make, code=..., **inputs)`` gives the folder that ``make`` filled.
+        keep: ``keep(name, make, **inputs)`` gives the folder that ``make`` filled.
         view: what :class:`View` needs to sample: ``renderer``, ``budget`` and ``sampling``, of
             which only the length is used: an arm's temperature changes nothing.
     """
@@ -68,7 +68,7 @@ class Judge:
             weight, centre = fit(*self.read(self.view), L2)
             save_file({"weight": weight, "centre": centre}, folder / "critic.safetensors")
 
-        told = load_file(self.keep("judge", make, code="1", **inputs) / "critic.safetensors")
+        told = load_file(self.keep("judge", make, **inputs) / "critic.safetensors")
         return told["weight"], told["centre"]
 
     def score(self, read: Tensor) -> Tensor:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
-import json
 import math
 import shutil
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stillroom.catalogue import name_of
 from stillroom.config.build import build
 from stillroom.config.recipe import Recipe
 from stillroom.config.texts import gathered
-from stillroom.core import Failure
 from stillroom.engine.loop import NotFinite
 from stillroom.engine.record import Record
 from stillroom.engine.training import train
-from stillroom.pipelines._stages import stage
+from stillroom.pipelines._stages import code_of, stage
 
-ROOMS = ("core", "data", "engine", "evaluation", "losses", "models", "nets", "rollouts", "teachers")
 NOT_INPUTS = ("name", "about")
 
 Run = Mapping[str, Any]
@@ -91,17 +83,3 @@ def read_run(folder: Path) -> Run:
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-
-
-@cache
-def code_of(method: type) -> str:
-    """Hash of torch's version and of the source that a run of this method goes through."""
-    root = Path(__file__).parent.parent
-    files = [file for room in ROOMS for file in sorted((root / room).glob("*.py"))]
-    files += [root / "schedules.py", *sorted((root / "methods").glob("_*.py"))]
-    own = inspect.getsourcefile(method)
-    if own is None:
-        raise Failure(f"{method.__name__}: its source code cannot be read, so no run can be kept")
-    sources = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, Path(own))]
-    told = [torch.__version__, *sources]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -18,8 +18,9 @@ from stillroom.config.values import within
 from stillroom.core import Failure
 from stillroom.engine.record import environment
 from stillroom.engine.training import check
-from stillroom.evidence.runs import Run, code_of, kept, read_run, run_in
+from stillroom.evidence.runs import Run, kept, read_run, run_in
 from stillroom.evidence.verdicts import interval, verdict
+from stillroom.pipelines._stages import code_of
 
 FIRST_TUNING_SEED = 1000
 TINY_SEEDS = 2

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stillroom.data.rows import hashed
 from stillroom.extras import extra
 from stillroom.failures import Failure
 
@@ -46,6 +47,15 @@ def resolved(name: str) -> str:
     if (Path(name) / "recipe.yaml").is_file():
         return str(student_of(Path(name)))
     return name
+
+
+def fingerprint(name: str) -> str:
+    """What tells a resolved model from another: of a folder the hash of its files, else its name.
+
+    A model of the hub is told by its name alone; its revision is part of a recipe.
+    """
+    files = [file for file in sorted(Path(name).glob("*")) if file.is_file()]
+    return hashed(files) if files else name
 
 
 def student_of(run: Path) -> Path:

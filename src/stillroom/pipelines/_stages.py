@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
+from stillroom.core import Failure
 from stillroom.models.sources import cache_folder
+
+ROOMS = ("core", "data", "engine", "evaluation", "losses", "models", "nets", "rollouts", "teachers")
+"""Those that what a stage computes goes through."""
 
 
 def stage(
@@ -28,7 +35,7 @@ def stage(
     Args:
         name: what it is, for people.
         make: fills the folder.
-        code: changes when what ``make`` computes changes, like ``"2"``.
+        code: changes when what ``make`` computes changes: ``code_of`` it.
         resume: whether ``make`` goes on in a half-filled folder.
         inputs: all that ``make`` depends on, as plain values.
     """
@@ -49,9 +56,22 @@ def stage(
     return place
 
 
-def inputs_of(place: Path) -> Mapping[str, Any]:
-    """What a stage was made from."""
-    return json.loads((place / "stage.json").read_text(encoding="utf-8"))[2]
+@cache
+def code_of(*methods: type) -> str:
+    """Hash of torch's version and of the source that a run of these methods goes through.
+
+    Raises:
+        Failure: the source of a method cannot be read.
+    """
+    root = Path(__file__).parent.parent
+    files = [file for room in ROOMS for file in sorted((root / room).glob("*.py"))]
+    files += [root / "schedules.py", *sorted((root / "methods").glob("_*.py"))]
+    for method in methods:
+        if (own := inspect.getsourcefile(method)) is None:
+            raise Failure(f"{method.__name__}: its source cannot be read, so no run can be kept")
+        files.append(Path(own))
+    told = [torch.__version__, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -154,6 +154,5 @@ def data_rows(recipe: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[tupl
 
 
 def collected(ledger: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of each file whose answers ``collect`` asked for: what it wrote down about that."""
-    files = ledger.get("files") or ()
-    return [(str(f["file"]), words.flat(f["collected"])) for f in files if f.get("collected")]
+    """Of each file whose answers a teacher was asked for: what was written down about that."""
+    return [(file, words.flat(told)) for file, told in (ledger.get("collected") or {}).items()]

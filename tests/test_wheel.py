@@ -32,6 +32,7 @@ def test_a_recipe_runs_from_the_wheel(installed, recipe, tmp_path):
     if recipe != "quickstart" and not os.environ.get("STILLROOM_DATA"):
         pytest.skip("STILLROOM_DATA is not set: the folder with instructions/ and gsm8k/")
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    environment["STILLROOM_CACHE"] = str(tmp_path / "cache")  # an earlier run answers nothing
     where = "import stillroom; print(stillroom.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -192,6 +192,10 @@ def test_a_teacher_of_another_vocabulary_is_refused_though_it_has_as_many_tokens
     (other / "tokenizer.json").write_text(told.replace('"w0"', '"v0"'))
     with pytest.raises(Failure, match=r"other' has another tokenizer .*37 and 37 tokens.* 36 have"):
         build(recipe(teacher={"model": str(other)}))
+    by_text = {"method": {"name": "seqkd"}, "eval": {"metrics": ["likelihood"]}}
+    job = build(recipe(teacher={"model": str(other)}, **by_text))
+    assert job.teachers["teacher"].signals == {"text"}  # nothing asks it about the student's ids
+    assert job.suite.teacher({"student": job.student}, "test") == {}
     (other / "tokenizer.json").unlink()
     (other / "tokenizer_config.json").unlink()
     with pytest.raises(Failure, match=r"teacher\.model.*has no tokenizer"):

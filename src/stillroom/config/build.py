@@ -15,7 +15,7 @@ from stillroom.catalogue import nearest
 from stillroom.config import students
 from stillroom.config.recipe import Recipe
 from stillroom.config.students import Beginning
-from stillroom.config.teachers import check_tokenizer, teacher
+from stillroom.config.teachers import teacher
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
@@ -124,9 +124,8 @@ def _job(  # noqa: PLR0913 - what was made of each section
     texts: Texts | None,
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
-    teachers = {"teacher": parts.teacher or teacher(recipe, student)}
-    if renderer is not None and parts.teacher is None:
-        check_tokenizer(recipe, renderer.tokenizer)
+    tokenizer = renderer.tokenizer if renderer else None
+    teachers = {"teacher": parts.teacher or teacher(recipe, student, tokenizer)}
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)

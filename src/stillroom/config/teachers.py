@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from stillroom.config.recipe import Recipe
+from stillroom.config.specs import TeacherSpec
 from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
 from stillroom.models import text
@@ -18,11 +19,16 @@ from stillroom.teachers.recorded import Recorded
 KINDS = ("recorded", "model", "api", "base", "adapter")
 
 
-def teacher(recipe: Recipe, student: Any) -> Teacher:
+def teacher(recipe: Recipe, student: Any, tokenizer: Any) -> Teacher:
     """The teacher that the recipe's ``teacher`` names; ``student`` lends its base model.
 
+    One in this process whose tokenizer is not the student's has nothing to say of the student's
+    tokens: where the method learns from its text alone it counts as recorded, else it is refused.
+    ``tokenizer`` is the student's, None where the data are no text.
+
     Raises:
-        Failure: none or several are named, or the one named cannot be loaded.
+        Failure: none or several are named, or the one named cannot be loaded or has another
+            tokenizer.
     """
     told = recipe.teacher
     named = [kind for kind in KINDS if getattr(told, kind)]
@@ -35,6 +41,13 @@ def teacher(recipe: Recipe, student: Any) -> Teacher:
         return Recorded()
     with within(f"teacher.{named[0]}"):
         if told.model is not None:
+            if tokenizer is not None and (how := _differs(told, tokenizer)):
+                if recipe.method.needs.teacher <= {"text"}:
+                    return Recorded()
+                raise Failure(
+                    f"{how}. It cannot score the student's tokens; learn from its text: write its "
+                    "answers with 'stillroom collect', and set teacher.recorded"
+                )
             return Local(text.load(resolved(told.model), **options(told)))
         return Local(_on_base(student, told.adapter))
 
@@ -49,35 +62,29 @@ def _on_base(student: Any, adapter: str | None) -> AdaptedLM:
     return student.base() if adapter is None else student.other(adapter)
 
 
-def check_tokenizer(recipe: Recipe, tokenizer: Any) -> None:
-    """Whether a teacher in this process reads ids as the student's tokenizer writes them.
-
-    Sizes say nothing: the words must be the same.
+def _differs(told: TeacherSpec, tokenizer: Any) -> str | None:
+    """How the teacher's tokenizer differs from the student's, if it does; sizes say nothing.
 
     Raises:
-        Failure: it has another vocabulary, or no tokenizer by which to tell.
+        Failure: the teacher has none.
     """
-    name = recipe.teacher.model
-    if name is None:
-        return
+    name = str(told.model)
     try:
         other = AutoTokenizer.from_pretrained(
-            resolved(name), trust_remote_code=recipe.teacher.trust_remote_code
+            resolved(name), trust_remote_code=told.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise Failure(
-            f"teacher.model: {name!r} has no tokenizer that can be loaded, so it cannot be told "
-            f"whether its tokens are the student's: save its own beside it ({error})"
+            f"{name!r} has no tokenizer that can be loaded, to compare with the student's: {error}"
         ) from error
     mine, theirs = tokenizer.get_vocab(), other.get_vocab()
-    if mine != theirs:
-        same = sum(theirs.get(word) == id for word, id in mine.items())
-        raise Failure(
-            f"teacher.model: {name!r} has another tokenizer than the student ({len(theirs)} and "
-            f"{len(mine)} tokens, of which {same} have the same id), so it cannot score the "
-            "student's tokens; learn from its text: write its answers with 'stillroom collect', "
-            "and set teacher.recorded"
-        )
+    if mine == theirs:
+        return None
+    same = sum(theirs.get(word) == id for word, id in mine.items())
+    return (
+        f"{name!r} has another tokenizer than the student ({len(theirs)} and {len(mine)} tokens, "
+        f"of which {same} have the same id)"
+    )
 
 
 def options(told: Any) -> dict[str, Any]:

@@ -5,10 +5,12 @@
 #   TORCH_ARGS  passed to torch's alone; without a GPU, the small build is had by
 #               make install TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
 #   WORKERS     processes that run the tests
+#   ARGS        which benchmarks, and their options:   make bench ARGS='head --only jsd'
 PYTHON ?= python3.11
 PIP_ARGS ?=
 TORCH_ARGS ?=
 WORKERS ?= 2
+ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint docs wheel clean
+.PHONY: help install quickstart test check lint bench docs wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
@@ -47,6 +49,10 @@ lint: install  ## the part of check that runs nothing
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+bench: install  ## time and memory beside other libraries, into docs/benchmarks; hours
+	$(PIP) -e '.[bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: install  ## write docs/methods anew from the classes
 	$(BIN)/python -m stillroom.reports.pages docs/methods

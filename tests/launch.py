@@ -34,7 +34,8 @@ _SERVER.set_forkserver_preload(["stillroom.api"])
 def distil(method: Any, out: Path, **given: Any) -> Any:
     """One run; ``train`` and so on are added to what every tiny run has."""
     run = {"threads": 1, **given.pop("run", {})}
-    return distill(method, out=out, run=run, sampling={"max_new_tokens": 9}, **given)
+    sampling = {"max_new_tokens": 9, **given.pop("sampling", {})}
+    return distill(method, out=out, run=run, sampling=sampling, **given)
 
 
 def gad(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:

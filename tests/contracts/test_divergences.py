@@ -29,8 +29,13 @@ def pair(seed: int = 0, shape: tuple[int, ...] = (4, 7), scale: float = 3.0) -> 
 
 
 def gradients(f, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+    """Of both sides; the student's must be the same where the teacher stands still."""
     inputs = [student.detach().requires_grad_(), teacher.detach().requires_grad_()]
-    return torch.autograd.grad(f(*inputs).sum(), inputs)
+    both = torch.autograd.grad(f(*inputs).sum(), inputs)
+    (alone,) = torch.autograd.grad(f(inputs[0], teacher.detach()).sum(), inputs[0])
+    close = 1e-12 if student.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(alone, both[0], rtol=close, atol=close)
+    return both
 
 
 def test_there_are_divergences():
@@ -110,6 +115,29 @@ def test_gradient_is_the_slope(f):
 
 
 @every
+def test_gradient_for_the_student_alone_is_the_slope(f):
+    student, teacher = pair(shape=(3, 5), scale=1.5)
+    alone = (lambda s: f(s, teacher), [student.requires_grad_()])
+    assert torch.autograd.gradcheck(*alone, nondet_tol=1e-12)
+    assert torch.autograd.gradgradcheck(*alone, nondet_tol=1e-12)
+
+
+@every
+@pytest.mark.parametrize("scale", [0.0, 3.0, 100.0])
+def test_value_and_gradient_for_the_student_alone_are_those_for_both(f, scale):
+    student, teacher = pair(shape=(20, 50), scale=scale)
+    gradients(f, student, teacher)
+    leaf = student.requires_grad_()
+    torch.testing.assert_close(f(leaf, teacher).detach(), f(student.detach(), teacher))
+    value = f(leaf, teacher)
+    weights = torch.arange(20.0).double()
+    first, again = (torch.autograd.grad(value, leaf, weights, retain_graph=True)[0] for _ in "12")
+    torch.testing.assert_close(first, again, rtol=1e-10, atol=1e-10)
+    (half,) = torch.autograd.grad(f(leaf.bfloat16(), teacher).sum(), leaf)
+    assert half.isfinite().all()
+
+
+@every
 def test_both_sides_receive_a_gradient_in_each_row(f):
     for gradient in gradients(f, *pair()):
         assert (gradient.abs().max(-1).values > 1e-6).all()
@@ -175,10 +203,20 @@ def skewed(s: list[float], t: list[float], beta: float) -> float:
     return beta * kl(t, m) + (1 - beta) * kl(s, m)
 
 
+def mixed(p: list[float], q: list[float], weight: float) -> list[float]:
+    return [weight * a + (1 - weight) * b for a, b in zip(p, q, strict=True)]
+
+
 ORACLES = {
     "forward_kl": lambda s, t: kl(t, s),
     "reverse_kl": lambda s, t: kl(s, t),
     "jsd": lambda s, t: skewed(s, t, 0.5),
+    "jeffreys": lambda s, t: kl(t, s) + kl(s, t),
+    "skew_forward_kl": lambda s, t: kl(t, mixed(t, s, 0.1)),
+    "skew_reverse_kl": lambda s, t: kl(s, mixed(s, t, 0.1)),
+    "alpha_divergence": lambda s, t: (
+        2 * sum((math.sqrt(a) - math.sqrt(b)) ** 2 for a, b in zip(s, t, strict=True))
+    ),
     "total_variation": lambda s, t: sum(max(a - b, 0) for a, b in zip(s, t, strict=True)),
 }
 
@@ -217,6 +255,54 @@ def test_jsd_ends_are_the_two_kl_divergences_by_definition():
     torch.testing.assert_close(near, forward(student, teacher), rtol=1e-3, atol=0)
 
 
+def test_every_divergence_has_an_oracle():
+    assert set(ORACLES) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.8])
+def test_alpha_weighs_what_its_formula_says(alpha):
+    student, teacher = pair(shape=(7,))
+    s, t = softmax(student), softmax(teacher)
+    overlap = sum(b**alpha * a ** (1 - alpha) for a, b in zip(s, t, strict=True))
+    wanted = {
+        "skew_forward_kl": kl(t, mixed(t, s, alpha)),
+        "skew_reverse_kl": kl(s, mixed(s, t, alpha)),
+        "alpha_divergence": (1 - overlap) / (alpha * (1 - alpha)),
+    }
+    for name, value in wanted.items():
+        assert FUNCTIONS[name](student, teacher, alpha=alpha).item() == pytest.approx(value), name
+
+
+def test_ends_of_alpha_are_the_two_kl_divergences():
+    student, teacher = pair()
+    forward, reverse = (
+        f(student, teacher) for f in (divergences.forward_kl, divergences.reverse_kl)
+    )
+    alpha = divergences.alpha_divergence
+    pairs = [
+        (divergences.skew_forward_kl(student, teacher, alpha=0), forward),
+        (divergences.skew_reverse_kl(student, teacher, alpha=0), reverse),
+        (alpha(student, teacher, alpha=1), forward),
+        (alpha(student, teacher, alpha=0), reverse),
+    ]
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    near = alpha(student, teacher, alpha=1 - 1e-7), alpha(student, teacher, alpha=1e-7)
+    torch.testing.assert_close(
+        torch.stack(near), torch.stack([forward, reverse]), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["skew_forward_kl", "skew_reverse_kl", "alpha_divergence"])
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_an_alpha_outside_is_refused(name, alpha):
+    with pytest.raises(Failure, match=f"{name}.*{alpha}"):
+        FUNCTIONS[name](*pair(), alpha=alpha)
+    if "skew" in name:
+        with pytest.raises(Failure, match=r"\[0, 1\), got 1"):
+            FUNCTIONS[name](*pair(), alpha=1)
+
+
 @pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])
 def test_jsd_refuses_a_beta_outside(beta):
     with pytest.raises(Failure, match=str(beta)):
@@ -227,5 +313,9 @@ def test_disjoint_support_is_infinite_for_kl_and_bounded_for_the_others():
     student, teacher = torch.tensor([0.0, -INF]), torch.tensor([-INF, 0.0])
     assert divergences.forward_kl(student, teacher) == INF
     assert divergences.reverse_kl(student, teacher) == INF
+    assert divergences.jeffreys(student, teacher) == INF
     assert divergences.total_variation(student, teacher) == 1
+    assert divergences.alpha_divergence(student, teacher) == 4
+    for skewed_kl in (divergences.skew_forward_kl, divergences.skew_reverse_kl):
+        assert skewed_kl(student, teacher).item() == pytest.approx(-math.log(0.1))
     assert divergences.jsd(student, teacher).item() == pytest.approx(math.log(2))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stillroom.core import Failure, Head, Signals
-from stillroom.losses import per_row as module
+from stillroom.losses import _one_pass as module
 from stillroom.losses.divergences import forward_kl, jsd
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import clipped_surrogate, entropy, label_logp
@@ -33,18 +33,18 @@ class World(NamedTuple):
     leaves: dict[str, Tensor]
 
 
-def world(rows: int = N, teacher_tokens: int = V) -> World:
+def world(rows: int = N, teacher_tokens: int = V, teacher_learns: bool = True) -> World:
     draw = torch.Generator().manual_seed(0)
 
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+    def leaf(*shape: int, learns: bool = True) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_(learns)
 
     leaves = {
         "hidden": leaf(rows, D),
         "weight": leaf(V, D),
         "bias": leaf(V),
-        "theirs": leaf(rows, E),
-        "their weight": leaf(teacher_tokens, E),
+        "theirs": leaf(rows, E, learns=teacher_learns),
+        "their weight": leaf(teacher_tokens, E, learns=teacher_learns),
         "row weight": leaf(rows),
         "old": leaf(rows),
     }
@@ -99,34 +99,41 @@ def dense(student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     return 3 * torch.tanh(scores / 3), teacher.hidden @ teacher["head"].weight.T
 
 
-def gradients(value: Tensor, leaves: dict[str, Tensor]) -> list[Tensor | None]:
-    factors = torch.linspace(-1, 2, len(value), dtype=torch.float64)
-    return list(torch.autograd.grad((factors * value).sum(), leaves.values(), allow_unused=True))
+def gradients(value: Tensor, leaves: dict[str, Tensor], factor=None) -> list[Tensor | None]:
+    factors = torch.linspace(-1, 2, len(value), dtype=torch.float64) if factor is None else factor
+    learning = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    return list(torch.autograd.grad((factors * value).sum(), learning, allow_unused=True))
 
 
-@pytest.fixture(params=[1, 5, N, 256])
+@pytest.fixture(params=[(1, 2048, 1), (5, 4, 30), (N, 3, 1000), (256, 2048, 2**18)], ids=str)
 def block(request, monkeypatch):
-    monkeypatch.setattr(module, "MOST_ROWS", request.param)
+    """Rows of a block, tokens of a tile, logits of a slice."""
+    for name, size in zip(("MOST_ROWS", "TILE", "SLICE"), request.param, strict=True):
+        monkeypatch.setattr(module, name, size)
     return request.param
 
 
+@pytest.mark.parametrize("factor", [None, 1.0, -0.25], ids=["by row", "sum", "the same"])
+@pytest.mark.parametrize("teacher_learns", [False, True])
 @every_objective
-def test_equals_dense_logits_in_value_and_gradient(name, block):
+def test_equals_dense_logits_in_value_and_gradient(name, block, teacher_learns, factor):
     objective, names = OBJECTIVES[name]
-    student, teacher, leaves = world()
+    student, teacher, leaves = world(teacher_learns=teacher_learns)
     found = per_row(objective, student, teacher, LABELS, **row_inputs(leaves, names))
     wanted = objective(*dense(student, teacher), LABELS, **row_inputs(leaves, names))
     assert found.shape == (N,)
     torch.testing.assert_close(found, wanted)
-    for mine, theirs in zip(gradients(found, leaves), gradients(wanted, leaves), strict=True):
+    pairs = zip(gradients(found, leaves, factor), gradients(wanted, leaves, factor), strict=True)
+    for mine, theirs in pairs:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("teacher_learns", [False, True])
 @every_objective
-def test_gradient_is_the_slope(name, monkeypatch):
+def test_gradient_is_the_slope(name, monkeypatch, teacher_learns):
     monkeypatch.setattr(module, "MOST_ROWS", 2)
     objective, names = OBJECTIVES[name]
-    student, teacher, leaves = world(rows=3)
+    student, teacher, leaves = world(rows=3, teacher_learns=teacher_learns)
 
     def run(hidden, weight, bias, row_weight):
         mine = Signals(hidden=hidden, head=replace(student.head, weight=weight, bias=bias))
@@ -137,7 +144,7 @@ def test_gradient_is_the_slope(name, monkeypatch):
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def test_rows_go_through_the_heads_in_blocks_and_once_more_backward(monkeypatch):
+def test_a_learning_teacher_is_scored_in_blocks_and_once_more_backward(monkeypatch):
     monkeypatch.setattr(module, "MOST_ROWS", 10)
     student, teacher, _ = world()
     value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
@@ -146,9 +153,65 @@ def test_rows_go_through_the_heads_in_blocks_and_once_more_backward(monkeypatch)
     assert sorted(student.head.calls) == sorted(teacher.head.calls) == [3, 3, 10, 10, 10, 10]
 
 
-def test_nothing_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(module, "MOST_ROWS", 4)
+@pytest.fixture
+def products(monkeypatch) -> list[int]:
+    """Multiplications of each matrix product that is made, beside the heads' own calls."""
+    made: list[int] = []
+
+    def counted(out: Tensor, a: Tensor, b: Tensor, *rest, **options) -> None:
+        made.append(a.shape[0] * a.shape[1] * b.shape[1])
+        add(out, a, b, *rest, **options)
+
+    add = module._add
+    monkeypatch.setattr(module, "_add", counted)
+    return made
+
+
+OWN, THEIRS = N * V * D, N * V * E
+"""Multiplications of the product of all states with a head."""
+
+
+@pytest.mark.parametrize(
+    ("still", "forward"),
+    [((), 3 * OWN), (("weight",), 2 * OWN), (("hidden",), 2 * OWN), (("weight", "hidden"), OWN)],
+)
+def test_four_matrix_products_and_fewer_where_less_learns(products, block, still, forward):
+    student, teacher, leaves = world(teacher_learns=False)
+    for name in still:
+        leaves[name].requires_grad_(False)
+    value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
+    assert sum(products) == forward + THEIRS
+    (0.5 * value).sum().backward()
+    assert sum(products) == forward + THEIRS
+    assert student.head.calls == teacher.head.calls == []
+
+
+def test_gradients_that_differ_by_row_cost_the_products_again(products):
+    student, teacher, leaves = world(teacher_learns=False)
+    gradients(per_row(kd_and_cross_entropy, student, teacher, LABELS), leaves)
+    assert sum(products) == 2 * (3 * OWN + THEIRS)
+
+
+def test_without_gradient_two_products_and_nothing_else(products, block):
     student, teacher, _ = world()
+    with torch.no_grad():
+        value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
+    assert not value.requires_grad
+    assert sum(products) == OWN + THEIRS
+    wanted = kd_and_cross_entropy(*dense(student, teacher), LABELS)
+    torch.testing.assert_close(value, wanted.detach())
+
+
+def test_what_does_not_learn_gives_a_value_without_gradient():
+    student, _, _ = world()
+    still = Signals(hidden=student.hidden.detach(), head=Head(torch.ones(V, D).double()))
+    assert not per_row(lambda s, t, y: label_logp(s, y), still, None, LABELS).requires_grad
+
+
+@pytest.mark.parametrize("teacher_learns", [False, True])
+def test_nothing_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypatch, teacher_learns):
+    monkeypatch.setattr(module, "MOST_ROWS", 4)
+    student, teacher, _ = world(teacher_learns=teacher_learns)
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -157,33 +220,117 @@ def test_nothing_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypatch
 
     # seen here is what is saved outside of the blocks, whose own hooks stand nearer
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
-        assert sum(kept) < N * V
+        if teacher_learns:  # else the graphs of slices are seen as well, which are dropped at once
+            value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
+            assert sum(kept) < N * V
         kd_and_cross_entropy(*dense(student, teacher), LABELS)
     assert max(kept) >= N * V  # the witness sees the dense way
+    if not teacher_learns:
+        value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
+        sizes = [made.numel() for made in value.grad_fn.walk.gradients.values()]
+        assert sizes == [N * D, V * D, V]
+        assert not value.grad_fn.walk.values
     assert value.requires_grad
 
 
-def test_without_gradient_each_row_is_scored_once():
-    student, teacher, _ = world()
+def test_a_second_backward_pass_and_second_derivatives_are_those_of_dense_logits():
+    student, teacher, leaves = world(teacher_learns=False)
+    learning = [leaves["hidden"], leaves["weight"], leaves["row weight"]]
+    given = {"weight": leaves["row weight"], "unused": None}
+    found, again = [], []
+    for value in (
+        per_row(weighted_jsd, student, teacher, LABELS, **given),
+        weighted_jsd(*dense(student, teacher), LABELS, **given),
+    ):
+        first = torch.autograd.grad(value.sum(), learning, create_graph=True)
+        total = torch.stack([(gradient**2).sum() for gradient in first]).sum()
+        second = torch.autograd.grad(total, learning, retain_graph=True)
+        found.append([*first, *second])
+        again.append([torch.autograd.grad(value.sum(), learning, retain_graph=True) for _ in "12"])
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*again)
+
+
+def test_a_head_that_changed_before_the_backward_pass_is_not_used_unseen():
+    student, teacher, leaves = world(teacher_learns=False)
+    value = per_row(forward_kl_only, student, teacher, LABELS)
     with torch.no_grad():
-        value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
-    assert not value.requires_grad
-    assert student.head.calls == [N]
-    detached = Signals(hidden=student.hidden.detach(), head=Head(torch.ones(V, D).double()))
-    alone = per_row(lambda s, t, y: label_logp(s, y), detached, None, LABELS)
-    assert not alone.requires_grad
+        leaves["weight"].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(value, leaves)
+
+
+def test_the_heads_gradient_is_handed_over_without_a_copy():
+    student, teacher, leaves = world(teacher_learns=False)
+    value = per_row(forward_kl_only, student, teacher, LABELS)
+    place = value.grad_fn.walk.gradients[1].data_ptr()
+    value.mean().backward()
+    assert leaves["weight"].grad.data_ptr() == place
+
+
+def test_half_precision_is_multiplied_in_float32():
+    _, _, leaves = world(teacher_learns=False)
+    halves = {name: leaf.detach().bfloat16() for name, leaf in leaves.items()}
+
+    def said(kind: torch.dtype) -> tuple[Signals, Signals, list[Tensor]]:
+        hidden, weight, bias = (
+            halves[name].to(kind).requires_grad_() for name in ("hidden", "weight", "bias")
+        )
+        mine = Signals(hidden=hidden, head=Head(weight, bias, scale=0.7, soft_cap=3.0))
+        its = Signals(hidden=halves["theirs"].to(kind), head=Head(halves["their weight"].to(kind)))
+        return mine, its, [hidden, weight, bias]
+
+    exact, mixed = said(torch.float64), said(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = per_row(kd_and_cross_entropy, *mixed[:2], LABELS)
+    wanted = per_row(kd_and_cross_entropy, *exact[:2], LABELS)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-5)
+    value.mean().backward()
+    wanted.mean().backward()
+    for mine, theirs in zip(mixed[2], exact[2], strict=True):
+        assert mine.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("fast", [torch.float64, torch.float32])
+def test_products_may_be_made_in_another_dtype_than_sums(monkeypatch, fast):
+    """As on a GPU, which multiplies in the dtype of the states."""
+    monkeypatch.setattr(module, "_fast", lambda rows, out: fast)
+    monkeypatch.setattr(module, "MOST_ROWS", 10)
+    student, teacher, leaves = world(teacher_learns=False)
+    found = per_row(kd_and_cross_entropy, student, teacher, LABELS)
+    wanted = kd_and_cross_entropy(*dense(student, teacher), LABELS)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found, wanted, **close)
+    pairs = zip(gradients(found, leaves, 0.1), gradients(wanted, leaves, 0.1), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, **close)
+
+
+def test_an_objective_may_leave_the_student_out():
+    student, teacher, leaves = world(teacher_learns=False)
+    value = per_row(lambda s, t, y, weight: weight**2, student, teacher, LABELS,
+                    weight=leaves["row weight"])  # fmt: skip
+    value.sum().backward()
+    assert not leaves["weight"].grad.any()
+    assert not leaves["hidden"].grad.any()
+    torch.testing.assert_close(leaves["row weight"].grad, 2 * leaves["row weight"].detach())
 
 
 @pytest.mark.parametrize(
     ("widths", "rows"),
-    [((151_936, 151_936), 55), ((1000, 1000), 256), ((1000, 0), 256), ((10**9, 0), 1)],
-)
+    [((151_936, 151_936), 220), ((262_144, 262_144), 128), ((1000, 1000), 256), ((1000, 0), 256),
+     ((10**9, 0), 1)],
+)  # fmt: skip
 def test_blocks_fit_the_budget(widths, rows):
-    size = module._block_size(*widths)
-    assert size == rows
-    # 4 bytes, 4 tensors: 256 MiB, unless a single row is larger
-    assert size == 1 or size * sum(widths) * 16 <= 256 * 2**20
+    mine, theirs = (torch.empty(width, 1, device="meta") for width in widths)
+    states = torch.empty(1000, 1, device="meta")
+    teacher = (states, Head(theirs)) if widths[1] else (None, None)
+    task = module.Task(forward_kl_only, states, Head(mine), *teacher, None, {})
+    assert task.block_size == rows
+    # 4 bytes a logit: 256 MiB, unless a single row is larger
+    assert rows == 1 or rows * sum(widths) * 4 <= 256 * 2**20
 
 
 @pytest.mark.parametrize("teacher", [None, Signals(), Signals(features={}, text=["a"])])

@@ -79,10 +79,10 @@ def job(name, student, teacher=None, **changes):
 
 @dataclass(frozen=True)
 class Masked(Head):
-    def logits(self, hidden: Tensor) -> Tensor:
+    def finished(self, products: Tensor) -> Tensor:
         outside = torch.ones(V, dtype=torch.bool)
         outside[IDS] = False
-        return super().logits(hidden).masked_fill(outside, -torch.inf)
+        return super().finished(products).masked_fill(outside, -torch.inf)
 
 
 class Dense(CausalLM):

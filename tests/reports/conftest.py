@@ -115,7 +115,7 @@ def samples(arm: str) -> list[dict]:
         {
             "step": step,
             "prompt": prompt,
-            "teacher": f"The teacher says:\n{poem}",
+            "reference": f"The teacher says:\n{poem}",
             "student": "the the the the" if step == 0 else f"{arm} says:\n{poem}",
         }
         for step in (0, STEPS)

@@ -147,7 +147,7 @@ def test_thinning_keeps_the_mean_of_each_block():
 def test_samples_of_arms_with_one_start_show_it_once(arms_path):
     first = samples(read_folder(arms_path))[0]
     labels = [label for label, _ in first["texts"]]
-    assert labels == ["teacher", "start", "seqkd, end", "gad, end", "gad-cold, end"]
+    assert labels == ["reference", "start", "seqkd, end", "gad, end", "gad-cold, end"]
 
 
 def test_arms_that_start_apart_show_each_start(arms_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,12 +109,20 @@ class Batch(Bag):
         rows = self.owner * (high - low) + self["rows"] % length - low
         return self.add(**cut, rows=rows, last=self["last"] - low)
 
-    def split(self, budget: int) -> list[Batch]:
-        """Micro-batches of whole examples, each of at most ``budget`` tokens where one fits."""
+    def split(self, budget: int, least: int = 1) -> list[Batch]:
+        """Micro-batches of whole examples, each of at most ``budget`` tokens where one fits.
+
+        At least ``least`` of them, as far as there are examples (or groups of a nested batch).
+        """
         per_example = max(1, self.cost // max(1, self.size))
         fewest = min([v.size for v in self.values() if isinstance(v, Batch)] or [self.size])
-        step = max(1, budget // per_example, -(-self.size // max(1, fewest)))
-        return [self.part(i, min(i + step, self.size)) for i in range(0, self.size, step)]
+        unit = max(1, -(-self.size // max(1, fewest)))
+        step = max(budget // per_example, unit)
+        starts = list(range(0, self.size, step))
+        if len(starts) < least:
+            units = -(-self.size // unit)
+            starts = sorted({unit * (units * i // least) for i in range(least)})
+        return [self.part(i, j) for i, j in itertools.pairwise([*starts, self.size])]
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {k: v.to(device) if isinstance(v, Tensor | Batch) else v for k, v in self.items()}

@@ -31,8 +31,13 @@ class Head:
     ids: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        out = nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
+        return self.finished(nn.functional.linear(hidden, self.weight.to(hidden.dtype)))
+
+    def finished(self, products: Tensor) -> Tensor:
+        """Logits of ``h W^T`` [n, V], or of its first columns."""
+        out = products
+        if self.bias is not None:
+            out = out + self.bias[: out.shape[-1]].to(out.dtype)
         if self.scale != 1.0:
             out = out * self.scale
         return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillroom.core import Batch, Failure, Term, Update
 from stillroom.engine.run import Run
+from stillroom.engine.sharding import settle
 
 
 class NotFinite(Failure):
@@ -44,6 +45,8 @@ def iterate(run: Run, batch: Batch) -> dict[str, float]:
         log |= {f"lr/{k}": v for k, v in run.all.step(players, run.step, run.steps).items()}
         log |= {f"grad_norm/{k}": v for k, v in norms.items()}
         log |= {k: float(run.processes.total(v.to(run.processes.device))) for k, v in sums.items()}
+    for network in run.players.values():
+        settle(network)
     with torch.no_grad():
         run.method.after(run, batch)
     run.tokens["trained"] += batch.cost
@@ -102,7 +105,7 @@ def _check_norms(run: Run, norms: dict[str, float], batch: Batch) -> None:
 def _micro_batches(run: Run, batch: Batch) -> list[Batch]:
     budget = run.train.tokens_per_micro
     if not run.method.needs.whole:
-        return batch.split(budget)
+        return run.parts(batch)
     if batch.cost > budget:
         raise Failure(
             f"{type(run.method).__name__} compares the samples of a batch, so the batch is never "

@@ -36,6 +36,18 @@ class Processes:
         dist.all_reduce(value)
         return value
 
+    def most(self, value: int) -> int:
+        """The largest of the numbers that the processes gave."""
+        if self.world == 1:
+            return value
+        told = torch.tensor(value, device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return int(told)
+
+    def anywhere(self, said: bool) -> bool:
+        """Whether any process said so."""
+        return bool(self.most(int(said)))
+
     def everyone(self, value: Any) -> list[Any]:
         """What each process gave, by rank."""
         if self.world == 1:

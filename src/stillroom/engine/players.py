@@ -10,6 +10,7 @@ from torch import nn
 
 from stillroom.engine.parallel import Processes
 from stillroom.engine.settings import Train
+from stillroom.engine.sharding import moments_for, settle, weights_for, whole
 from stillroom.schedules import rate_at
 
 
@@ -46,11 +47,13 @@ class Players:
         """Sums gradients over processes and clips them; returns each player's norm before."""
         norms = {}
         for name in names:
+            settle(self.networks[name])
             parameters = [p for p in self.networks[name].parameters() if p.grad is not None]
-            self.processes.reduce_gradients(parameters)
+            if not self.train.sharding:  # else the backward pass has summed them
+                self.processes.reduce_gradients(parameters)
             limit = self.train.clip_of(name)
             norm = nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-            norms[name] = float(norm)
+            norms[name] = float(whole(norm))
         return norms
 
     def step(self, names: Sequence[str], step: int, steps: int) -> dict[str, float]:
@@ -62,18 +65,20 @@ class Players:
             for group in optimizer.param_groups:
                 group["lr"] = used[name]
             optimizer.step()
-        for network in self.networks.values():
-            network.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         return used
 
     def state(self) -> dict[str, Any]:
-        return {
-            "networks": {k: n.state_dict() for k, n in self.networks.items()},
+        """Whole states of networks and optimisers, on the main process; all must call it."""
+        state = {
+            "networks": {k: n.state_dict(keep_vars=True) for k, n in self.networks.items()},
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
         }
+        return whole(state, keep=self.processes.main)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
+            network.load_state_dict(weights_for(network, state["networks"][name]))
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(moments_for(optimizer, state["optimizers"][name]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -95,6 +95,10 @@ class Run:
         wanted = self.train.precision == "bf16"
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=wanted)
 
+    def evaluating(self) -> Any:
+        """Evaluation is in full precision, unless what is gathered is not."""
+        return self.autocast() if self.train.sharding else nullcontext()
+
     def student(self, batch: Batch) -> Signals:
         return self._said(self.players["student"], batch)
 
@@ -108,18 +112,26 @@ class Run:
         if torch.is_grad_enabled():
             said = speaker(batch)
         else:
-            said = _joined([speaker(part) for part in batch.split(self.train.tokens_per_micro)])
+            said = _joined([speaker(part) for part in self.parts(batch)])
         return self.gather(said) if self.method.needs.whole else said
 
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Micro-batches; as many on every process where these speak together or not at all."""
+        parts = batch.split(self.train.tokens_per_micro)
+        if not self.train.sharding:
+            return parts
+        return batch.split(self.train.tokens_per_micro, self.processes.most(len(parts)))
+
     def ask(self, player: str, batch: Batch) -> Any:
-        """What a player, or a part of one (``critic.reader``), says of a batch.
+        """What a player says of a batch, or a method of it (``critic.read``).
 
         In eval mode, without gradient, in micro-batches.
         """
         name, _, part = player.partition(".")
-        network = self.players[name].get_submodule(part)
+        network = self.players[name]
+        speaker: Any = getattr(network, part) if part else network
         with torch.no_grad(), mode(network, training=False):
-            return _joined([network(part) for part in batch.split(self.train.tokens_per_micro)])
+            return _joined([speaker(part) for part in self.parts(batch)])
 
     def rollout(self, batch: Batch, n: int = 1, **sampling: Any) -> Batch:
         """``n`` answers of the student to each prompt: ``B * n`` sequences, groups together.
@@ -129,6 +141,8 @@ class Run:
         told = Sampling(**{**vars(self.sampling), **sampling})
         prompts = prompts_of(batch)
         longest = max(len(p) for p in prompts) + told.max_new_tokens
+        if self.train.sharding:
+            longest = self.processes.most(longest)
         side = max(1, ROLLOUT_TOKENS // (longest * n))
         seed = int(uniform(self.seed, self.step) * 2**53)
         student: Any = self.players["student"]

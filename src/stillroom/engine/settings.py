@@ -44,6 +44,12 @@ class Train:
         precision: ``bf16`` computes under autocast with float32 weights.
         checkpointing: layers of the student are computed again in the backward pass instead of
             being kept: less memory, about a third more time.
+        packing: language models (student, critics, teachers in this process) read several texts in
+            one row instead of padding them; a model that would mix them up is refused.
+            ``tokens_per_micro`` still counts padding.
+        sharding: weights, gradients and moments of all networks, teachers in this process included,
+            lie in shares over several processes (FSDP2): less memory for each, more traffic. With
+            ``bf16`` layers are gathered in bfloat16, and evaluation computes in it too.
     """
 
     steps: Annotated[int, Ge(0)] | None = None
@@ -54,6 +60,8 @@ class Train:
     clip: Positive | dict[str, Positive] | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
+    packing: bool = False
+    sharding: bool = False
     optimizer: Optimizer = field(default_factory=Optimizer)
 
     def __post_init__(self) -> None:

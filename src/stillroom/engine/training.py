@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
 from stillroom.engine.run import Run, check_needs, check_plan
+from stillroom.engine.sharding import Sharding, check_shardable, weights_for, whole
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrowed
 from stillroom.teachers.local import Local
@@ -53,6 +54,11 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
     check_needs(job.method, job.student, job.teachers)
     check_plan(job.method, job.train)
     processes = Processes()
+    if job.train.sharding and processes.world == 1:
+        raise Failure(
+            "train.sharding: there is one process, so there are no shares; start several with "
+            "accelerate launch --num-processes N -m stillroom run RECIPE, or leave it out"
+        )
     record = Record(folder, main=processes.main)
     with checkpoint.room_on_disk(folder), _threads(job.run.threads):
         record.open(job.recipe)
@@ -66,11 +72,15 @@ def check(job: Job) -> None:
     """Makes all that a run would make before its first step, and drops it; writes nothing.
 
     Raises:
-        Failure: a signal is missing, a rate is told for no player, a batch cannot be shared.
+        Failure: a signal is missing, a rate is told for no player, a batch cannot be shared,
+            networks cannot be sharded.
     """
     check_needs(job.method, job.student, job.teachers)
     check_plan(job.method, job.train)
-    _Training(job, Record(Path(), main=False), Processes(), progress=False)
+    alone = replace(job, train=replace(job.train, sharding=False))
+    made = _Training(alone, Record(Path(), main=False), Processes(), progress=False)
+    if job.train.sharding:
+        check_shardable(made.run.players, job.teachers)
 
 
 class _Training:
@@ -83,8 +93,14 @@ class _Training:
             )
             for name, data in job.streams.items()
         }
+        self.sharding: Sharding | None = None
         torch.manual_seed(job.run.seed)
-        players = Players(self._networks(), job.train, processes)
+        networks = self._networks()
+        if job.train.sharding:
+            check_shardable(networks, job.teachers)
+            self.sharding = Sharding(processes, bf16=job.train.precision == "bf16")
+            networks = self.sharding.shard_all(networks, job.teachers)
+        players = Players(networks, job.train, processes)
         self.run = Run(job, players, self.streams, processes)
         torch.manual_seed(job.run.seed + processes.rank)
         self.start: dict[str, float] = {}
@@ -103,11 +119,14 @@ class _Training:
                 network: Any = teacher.network.to(device)
                 if name in layers:
                     network.taps = tuple(layers[name])
+                if job.train.packing and isinstance(network, CausalLM):
+                    network.packing()
         student = job.student.to(device).train()
-        if job.train.checkpointing:
-            if not isinstance(student, CausalLM):
-                raise Failure("train.checkpointing: is for language models; leave it out")
-            student.checkpointing()
+        for setting in ("checkpointing", "packing"):
+            if getattr(job.train, setting):
+                if not isinstance(student, CausalLM):
+                    raise Failure(f"train.{setting}: is for language models; leave it out")
+                getattr(student, setting)()
         data = job.streams["train"]
         first = data.batch(range(min(len(data), job.train.batch))).to(device)
         made = job.method.players(Setup(student, job.teachers, first, len(data)))
@@ -168,7 +187,8 @@ class _Training:
         suite = self.job.suite
         if suite is None:
             return {}
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.run.clock("evaluate"):
+        own_draws = torch.random.fork_rng(devices=[])
+        with own_draws, torch.no_grad(), self.run.clock("evaluate"), self.run.evaluating():
             return suite.measure(self.run.players, split)
 
     def _validate(self) -> None:
@@ -188,8 +208,9 @@ class _Training:
         best = math.nan if self.best is None else sign * self.best["value"]
         if sign * values[select] < best or math.isnan(best):  # a number beats what is none
             self.best = {"step": step, "value": values[select]}
+            state = self.run.players["student"].state_dict(keep_vars=True)
+            state = whole(state, keep=self.processes.main)
             if self.processes.main:
-                state = self.run.players["student"].state_dict()
                 checkpoint.save_best(self.checkpoints, step, state)
 
     def _watch(self, values: Mapping[str, float]) -> None:
@@ -211,13 +232,13 @@ class _Training:
 
     def _save(self) -> None:
         randoms = self.processes.everyone(checkpoint.random_state())
+        run, players = self.run, self.run.all.state()
         if not self.processes.main:
             return
-        run = self.run
         state = {
             "step": run.step,
             "data": _identity(self.job.ledger),
-            "players": run.all.state(),
+            "players": players,
             "random": randoms,
             "cursors": {name: stream.cursor for name, stream in self.streams.items()},
             "start": self.start,
@@ -260,7 +281,8 @@ class _Training:
 
     def _samples(self) -> None:
         if self.job.suite is not None and self.job.eval.samples:
-            rows = self.job.suite.samples(self.run.players, self.job.eval.samples)
+            with self.run.evaluating():
+                rows = self.job.suite.samples(self.run.players, self.job.eval.samples)
             now = self.run.step
             before = [r for r in self.record.lines("samples.jsonl") if r["step"] != now]
             self.record.replace_lines(
@@ -271,9 +293,12 @@ class _Training:
         student: Any = self.run.players["student"]
         if self.best is not None:
             best = checkpoint.load_best(self.checkpoints, self.best["step"])
-            student.load_state_dict(best)
+            student.load_state_dict(weights_for(student, best))
         test = self._measure("test")
         self._samples()
+        if self.sharding is not None:
+            self.sharding.restore()
+            student = self.job.student
         info = {
             "steps": self.run.step,
             "selected_step": self.best["step"] if self.best else self.run.step,

@@ -1,4 +1,4 @@
-"""How far the student's distribution is from a live teacher's, on the teacher's text."""
+"""How far the student's distribution is from a live teacher's, on the reference text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely the teacher's text is to the student, token by token."""
+"""How likely the reference text is to the student, token by token."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from stillroom.losses.policy import label_logp
 GIVEN = True
 """Reads what the student says of given text, and samples nothing."""
 COLUMNS = {
-    "nll": ("nats a token of the teacher's text", "lower"),
-    "perplexity": ("perplexity of the teacher's text", "lower"),
-    "token_accuracy": ("teacher's token is the likeliest", "higher"),
-    "bits_per_byte": ("bits a byte of the teacher's text", "lower"),
+    "nll": ("nats a token of the reference text", "lower"),
+    "perplexity": ("perplexity of the reference text", "lower"),
+    "token_accuracy": ("the reference's token is the likeliest", "higher"),
+    "bits_per_byte": ("bits a byte of the reference text", "lower"),
 }
 
 
 def measure(view: View) -> dict[str, float]:
-    """Mean negative log-likelihood of the teacher's text, its exponential, top-1 accuracy.
+    """Mean negative log-likelihood of the reference text, its exponential, top-1 accuracy.
 
-    In nats a supervised token, each token after the teacher's own prefix. ``bits_per_byte`` is the
-    whole of it, end tokens included, over ln 2 and the UTF-8 bytes of the supervised text: the one
-    of these numbers that compares models with different tokenizers. A made-up world has no bytes.
+    The reference is what a recorded teacher wrote, or the data's answer. In nats a supervised
+    token, each token after the reference's own prefix. ``bits_per_byte`` is the whole of it, end
+    tokens included, over ln 2 and the UTF-8 bytes of the supervised text: the one of these numbers
+    that compares models with different tokenizers. A made-up world has no bytes.
     """
     return _described(view, view.student)
 

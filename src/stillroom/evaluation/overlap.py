@@ -1,4 +1,4 @@
-"""ROUGE and BLEU of sampled answers against the teacher's text, by torchmetrics."""
+"""ROUGE and BLEU of sampled answers against the reference text, by torchmetrics."""
 
 from __future__ import annotations
 

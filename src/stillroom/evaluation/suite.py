@@ -145,7 +145,7 @@ class Suite:
             sampling=view.sampling,
         )
         return [
-            {"prompt": e.prompt, "teacher": e.answer, "student": self.renderer.decode(a)}
+            {"prompt": e.prompt, "reference": e.answer, "student": self.renderer.decode(a)}
             for e, a in zip(examples, answers, strict=True)
         ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -10,15 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stillroom.core import Failure, Head, Objective, Signals
-
-BUDGET = 2**28
-"""Bytes that one block of rows may take as float32 logits of both sides, temporaries included."""
-COPIES = 4
-"""Times that size is taken at once, as measured for a KL divergence and its gradient."""
-MOST_VALUES = 8
-"""Numbers a row that an objective may return side by side, where several are measured at once."""
-MOST_ROWS = 256
-"""Rows of a block where the budget allows more: matrix products gain nothing beyond."""
+from stillroom.losses._one_pass import Task, checked, measured, scored
 
 
 def per_row(
@@ -32,15 +25,21 @@ def per_row(
 
     ``objective(student_logits, teacher_logits, labels, **row_inputs)``: [n, V], [n, V], [n],
     [n, ...] -> [n] (to measure: [n, k], at most ``MOST_VALUES`` numbers side by side). It must be
-    row-local and draw no random numbers, since it runs on blocks of rows and again in the
-    backward pass. It may hold several terms; weights, advantages and other factors go in as row
+    row-local and draw no random numbers, since it is called on a few rows at a time, and may be
+    called again. It may hold several terms; weights, advantages and other factors go in as row
     inputs ([N, ...] or None), never on top.
 
     ``student`` has ``logits`` [N, C] (classes: one call), or ``hidden`` [N, d] and ``head``
-    (text): then each block (at most ``MOST_ROWS`` rows and ``BUDGET`` bytes) is turned into
-    logits, and once more in the backward pass (gradient checkpointing, arXiv 1604.06174).
-    ``teacher`` has one or the other; where it is None or has neither, its logits are None.
+    (text). ``teacher`` has one or the other; where it is None or has neither, its logits are None.
     Gradients reach hidden states, heads, row inputs, and whatever the objective holds.
+
+    On text value and gradients are made in one pass over the heads, four matrix products and none
+    twice (three where the head is frozen, two where nothing learns): logits are computed in
+    float32 or better, a block of rows at a time, and the objective's gradient takes their place.
+    The backward pass scales what is there by the gradient that arrives, if that is the same for
+    all rows, as it is under a mean; else the head's gradient is made anew. Where the objective
+    holds tensors that learn, or the teacher does, blocks are computed again in the backward pass
+    (gradient checkpointing, arXiv 1604.06174); so is all where a second derivative is asked for.
 
     Where an LM head and the other side differ in V, the first columns that both have are used:
     meant for heads padded beyond one vocabulary, whose further columns are no tokens. That the
@@ -53,8 +52,7 @@ def per_row(
     input have other than N rows, where a label has no logit or the two sides have logits of
     different tokens, or where the objective returns another shape.
     """
-    own, (theirs, their_head) = _source(student), _source(teacher)
-    rows, head = own
+    (rows, head), (theirs, their_head) = _source(student), _source(teacher)
     if rows is None:
         raise Failure(
             "per_row needs a student with logits, or with hidden and head; "
@@ -63,34 +61,38 @@ def per_row(
     _check_lengths(len(rows), {"the teacher": theirs, "labels": labels, **row_inputs})
     if theirs is not None:
         _check_tokens(head, their_head)
-    if head is not None and labels is not None:
-        labels = head.columns(labels)
-
-    def block(
-        rows: Tensor, theirs: Tensor | None, labels: Tensor | None, *inputs: Tensor | None
-    ) -> Tensor:
-        logits, targets = _logits(rows, head), None
-        if theirs is not None:
-            targets = _logits(theirs, their_head)
-            if head is not None:
-                logits, targets = _common(logits, targets)
-        named = dict(zip(row_inputs, inputs, strict=True))
-        return _checked(objective(logits, targets, labels, **named), len(rows))
-
-    given = (rows, theirs, labels, *row_inputs.values())
     if head is None:
-        return block(*given)
-    size = _block_size(_width(rows, head), _width(theirs, their_head))
+        targets = theirs if theirs is None or their_head is None else their_head.logits(theirs)
+        return checked(objective(rows, targets, labels, **row_inputs), len(rows))
+    labels = labels if labels is None else head.columns(labels)
+    task = Task(objective, rows, head, theirs, their_head, labels, row_inputs)
+    if not torch.is_grad_enabled():
+        return measured(task)
+    value = None
+    if _learns(rows, head) and not _learns(theirs, their_head):
+        value = scored(task, partial(_recomputed, task))
+    return _recomputed(task) if value is None else value
+
+
+def _recomputed(task: Task) -> Tensor:
+    """Blocks of rows with their graph, each computed once more in the backward pass."""
+
+    def block(rows: Tensor, theirs: Tensor | None, *others: Tensor | None) -> Tensor:
+        targets = theirs
+        if theirs is not None:
+            whole = theirs if task.their_head is None else task.their_head.logits(theirs)
+            targets = whole[:, : task.width]
+        return task.value(task.head.logits(rows)[:, : task.width], targets, *others)
+
     # split, not slices: each slice would send back a gradient of all N rows
-    absent = [None] * len(rows.split(size))
-    columns = [absent if value is None else value.split(size) for value in given]
-    return torch.cat([_recomputed(block, *cells) for cells in zip(*columns, strict=True)])
-
-
-def _recomputed(block: Callable[..., Tensor], *cells: Tensor | None) -> Tensor:
-    """``block(*cells)``, called anew in the backward pass; without gradient, merely called."""
-    value = checkpoint(block, *cells, use_reentrant=False, preserve_rng_state=False)
-    return cast(Tensor, value)
+    absent = [None] * len(task.rows.split(task.block_size))
+    cells = (task.rows, task.theirs, task.labels, *task.inputs.values())
+    columns = [absent if cell is None else cell.split(task.block_size) for cell in cells]
+    values = [
+        checkpoint(block, *row, use_reentrant=False, preserve_rng_state=False)
+        for row in zip(*columns, strict=True)
+    ]
+    return torch.cat(cast(list[Tensor], values))
 
 
 def _source(signals: Signals | None) -> tuple[Tensor | None, Head | None]:
@@ -102,23 +104,9 @@ def _source(signals: Signals | None) -> tuple[Tensor | None, Head | None]:
     return None, None
 
 
-def _logits(rows: Tensor, head: Head | None) -> Tensor:
-    return rows if head is None else head.logits(rows)
-
-
-def _width(rows: Tensor | None, head: Head | None) -> int:
-    if head is not None:
-        return len(head.weight)
-    return 0 if rows is None else rows.shape[-1]
-
-
-def _block_size(*widths: int) -> int:
-    return max(1, min(MOST_ROWS, BUDGET // (4 * COPIES * sum(widths))))
-
-
-def _common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    width = min(student.shape[-1], teacher.shape[-1])
-    return student[..., :width], teacher[..., :width]
+def _learns(rows: Tensor | None, head: Head | None) -> bool:
+    parts = [rows, *((head.weight, head.bias) if head else ())]
+    return any(part is not None and part.requires_grad for part in parts)
 
 
 def _check_lengths(rows: int, given: Mapping[str, Tensor | None]) -> None:
@@ -139,12 +127,3 @@ def _check_tokens(student: Head | None, teacher: Head | None) -> None:
         f"the student scores {own} and the teacher {other}, not the same ones; narrow both to the "
         "same view of the vocabulary, or neither"
     )
-
-
-def _checked(value: Tensor, rows: int) -> Tensor:
-    if value.shape[:1] != (rows,) or value.dim() > 2 or value.shape[1:2] > (MOST_VALUES,):
-        raise Failure(
-            f"the objective returned shape {list(value.shape)} for {rows} rows; return one value "
-            "a row (or a few side by side), neither reduced nor one a token of the vocabulary"
-        )
-    return value

@@ -145,8 +145,8 @@ class GAD(Method):
         if self.pooled is None:
             return run.ask("critic", duel).repeat_interleave(self.group), run.ask("critic", samples)
         critic = run.players["critic"]
-        theirs = run.ask("critic.reader", duel).repeat_interleave(self.group, 0)
-        own = run.ask("critic.reader", samples)
+        theirs = run.ask("critic.read", duel).repeat_interleave(self.group, 0)
+        own = run.ask("critic.read", samples)
         scores = critic.score(theirs), critic.score(own)
         if learns:  # from the pairs of all processes, in the order that one would have them in
             order = run.gather(samples.id).argsort(stable=True)

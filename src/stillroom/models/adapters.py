@@ -39,7 +39,7 @@ class AdaptedLM(CausalLM):
         self.shared, self.adapter = shared, adapter
         own = shared.weights(adapter)
         self.weights = nn.ParameterDict({k.replace(".", "/"): v for k, v in own.items()})
-        self.stop_ids, self.view = like.stop_ids, like.view
+        self.stop_ids, self.view, self.layout = like.stop_ids, like.view, like.layout
         with self.on():
             self.head_known = probe(self.model)
         self.signals = frozenset({"hidden" if self.head_known else "logits", "text", "weights"})

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillroom.core import Batch, Failure
+from stillroom.models.packing import Padded, pack
 
 
 class Body(nn.Module):
     """The trunk of a language model: states of every position, without a head."""
+
+    layout: type[Padded] = Padded
+    """How the sequences of a batch stand in the rows that the network reads."""
 
     def __init__(self, network: nn.Module, width: int) -> None:
         super().__init__()
@@ -23,17 +27,13 @@ class Body(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """[B, L, d] states after the last norm."""
-        return self.network(**inputs_of(batch)).last_hidden_state
+        layout = self.layout(batch)
+        return layout.everywhere(self.network(**layout.inputs).last_hidden_state)
 
-
-def inputs_of(batch: Batch) -> dict[str, Any]:
-    """What a model of ``transformers`` is called with."""
-    return {
-        "input_ids": batch.ids,
-        "attention_mask": batch.real.long(),
-        "position_ids": batch.positions,
-        "use_cache": False,
-    }
+    def packing(self) -> None:
+        """From now on texts are read without padding; raises Failure as ``packing.pack`` does."""
+        network: Any = self.network
+        pack(self, lambda batch: self.states(batch).flatten(0, 1)[batch.rows], network)
 
 
 def width_of(model: PreTrainedModel) -> int:
@@ -41,9 +41,11 @@ def width_of(model: PreTrainedModel) -> int:
     return model.config.get_text_config().hidden_size
 
 
-def copied(model: PreTrainedModel) -> Body:
+def copied(model: PreTrainedModel, layout: type[Padded]) -> Body:
     """A copy of a model's trunk."""
-    return Body(copy.deepcopy(model.base_model), width_of(model))
+    made = Body(copy.deepcopy(model.base_model), width_of(model))
+    made.layout = layout
+    return made
 
 
 def fresh(model: PreTrainedModel, changes: Mapping[str, Any]) -> Body:

@@ -35,6 +35,20 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(out.weight, getattr(out, "bias", None), scale=float(scale), soft_cap=cap)
 
 
+def few_logits(head: Head, hidden: Tensor) -> Tensor:
+    """``head.logits`` of a few states [n, d] where no gradient is wanted.
+
+    On a CPU by oneDNN's product: that of a few rows and a whole vocabulary took 0.6 times as long
+    as MKL's (torch's own ``linear``, which copies the weights into another order each time).
+    """
+    plain = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    if torch.is_grad_enabled() or not plain or not torch.backends.mkldnn.is_available():
+        return head.logits(hidden)
+    weight = head.weight.to(hidden.dtype)
+    product: Any = torch.ops.mkldnn._linear_pointwise  # has no gradient, and no public name
+    return head.finished(product(hidden, weight, None, "none", [], ""))
+
+
 class View:
     """Some tokens of the vocabulary, and what a head is for them alone while the view is ``on``.
 
@@ -86,13 +100,12 @@ def probe(model: PreTrainedModel) -> bool:
             handle.remove()
     if len(read) != 1 or read[0].shape != plain.shape:
         return False
-    loose = 1e-4 if plain.dtype in (torch.float32, torch.float64) else 3e-2
-    mine = head_of(model).logits(large[0])
-    return _close(plain, read[0], loose) and _close(mine, logits, loose)
+    return close(plain, read[0]) and close(head_of(model).logits(large[0]), logits)
 
 
-def _close(mine: Tensor, theirs: Tensor, loose: float) -> bool:
-    """Whether two tensors agree to ``loose`` of the largest entry."""
+def close(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors agree to 1e-4 of the largest entry, 3e-2 in half precision."""
+    loose = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
     return torch.allclose(
         mine.float(), theirs.float(), rtol=loose, atol=loose * float(theirs.abs().max())
     )

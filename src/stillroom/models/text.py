@@ -16,8 +16,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Cache
 from stillroom.catalogue import nearest
 from stillroom.core import Batch, Failure, Head, Signals
 from stillroom.models import windowed
-from stillroom.models.bodies import Body, copied, entries, fresh, inputs_of, sizes_of, width_of
-from stillroom.models.heads import View, head_of, mode, probe
+from stillroom.models.bodies import Body, copied, entries, fresh, sizes_of, width_of
+from stillroom.models.heads import View, few_logits, head_of, mode, probe
+from stillroom.models.packing import Padded, pack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 __all__ = ["Body", "CausalLM", "mode", "windowed"]
@@ -38,6 +39,12 @@ class CausalLM(nn.Module):
 
     contexts: Callable[[], Any] = staticmethod(noop_context_fn)
     """Around a layer when it runs, and when it is computed again for the backward pass."""
+    layout: type[Padded] = Padded
+    """How the sequences of a batch stand in the rows that the model reads."""
+    anywhere: Callable[[bool], bool] = staticmethod(bool)
+    """Whether it is so in any process that must run the model whenever another does."""
+    doors = ("states", "next_logits")
+    """Methods beside ``forward`` in which the weights are used."""
 
     def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -64,13 +71,15 @@ class CausalLM(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """[B, L, d] states after the last norm."""
-        return self.model.base_model(**inputs_of(batch)).last_hidden_state
+        layout = self.layout(batch)
+        return layout.everywhere(self.model.base_model(**layout.inputs).last_hidden_state)
 
     def forward(self, batch: Batch) -> Signals:
+        layout = self.layout(batch)
         if not self.head_known:
-            logits = self.model(**inputs_of(batch)).logits
-            return Signals(logits=logits.flatten(0, 1)[batch.rows])
-        return Signals(hidden=self.states(batch).flatten(0, 1)[batch.rows], head=self.head)
+            return Signals(logits=layout.at_rows(self.model(**layout.inputs).logits))
+        states = self.model.base_model(**layout.inputs).last_hidden_state
+        return Signals(hidden=layout.at_rows(states), head=self.head)
 
     def next_logits(self, ids: Tensor, positions: Tensor, real: Tensor, cache: Cache) -> Tensor:
         """[B, V] logits of the token after the last column; ``cache`` grows by these columns."""
@@ -83,14 +92,20 @@ class CausalLM(nn.Module):
         }
         if not self.head_known:
             return self.model(**inputs).logits[:, -1]
-        return self.head.logits(self.model.base_model(**inputs).last_hidden_state[:, -1])
+        return few_logits(self.head, self.model.base_model(**inputs).last_hidden_state[:, -1])
 
     def body(self, **changes: Any) -> Body | CausalLM:
         """A trunk of its own, with ``states`` and ``width``: a copy of this one.
 
-        With ``changes`` of the config a fresh one of another size (``bodies.fresh``).
+        With ``changes`` of the config a fresh one of another size (``bodies.fresh``). It packs
+        where this one does.
         """
-        return fresh(self.model, changes) if changes else copied(self.model)
+        if not changes:
+            return copied(self.model, self.layout)
+        made = fresh(self.model, changes)
+        if self.layout is not Padded:
+            made.packing()
+        return made
 
     def snapshot(self) -> CausalLM:
         """A frozen copy in eval mode: the model as it stands now; what is frozen is shared."""
@@ -111,6 +126,11 @@ class CausalLM(nn.Module):
             raise Failure(f"train.checkpointing: {kind} does not know how; leave it out")
         again = partial(checkpoint, use_reentrant=False, context_fn=self.contexts)
         model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
+
+    def packing(self) -> None:
+        """From now on texts are read without padding; raises Failure as ``packing.pack`` does."""
+        kind = "hidden" if self.head_known else "logits"
+        pack(self, lambda batch: self(batch)[kind], self.model)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors and the config; ``from_pretrained`` loads them."""

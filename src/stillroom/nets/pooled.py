@@ -59,6 +59,7 @@ class Pooled(nn.Module):
         l2: strength of the penalty.
     """
 
+    doors = ("read",)
     theirs: Tensor
     own: Tensor
     seen: Tensor
@@ -73,6 +74,10 @@ class Pooled(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         for part in ("weight", "centre"):
             self.register_buffer(part, torch.zeros(body.width, dtype=torch.float64))
+
+    def read(self, batch: Batch) -> Tensor:
+        """[B, d] features of texts."""
+        return self.reader(batch)
 
     def forward(self, batch: Batch) -> Tensor:
         """[B] scores of texts."""

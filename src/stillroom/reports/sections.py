@@ -18,7 +18,7 @@ COST = (
 
 
 def samples(folder: RunFolder) -> list[dict[str, Any]]:
-    """By prompt: the teacher's text, the start, and each arm at its last step.
+    """By prompt: the data's answer, the start, and each arm at its last step.
 
     Arms that start from different texts each show their own start.
     """
@@ -26,9 +26,9 @@ def samples(folder: RunFolder) -> list[dict[str, Any]]:
     for arm in folder.arms.values():
         last = max((line["step"] for line in arm.samples), default=0)
         for line in arm.samples:
-            entry = found.setdefault(line["prompt"], {"teacher": None, "starts": {}, "ends": {}})
-            if entry["teacher"] is None:
-                entry["teacher"] = line.get("teacher")
+            entry = found.setdefault(line["prompt"], {"reference": None, "starts": {}, "ends": {}})
+            if entry["reference"] is None:
+                entry["reference"] = line.get("reference")
             if line["step"] == 0:
                 entry["starts"].setdefault(line["student"], []).append(arm.name)
             if 0 < line["step"] == last:
@@ -40,7 +40,7 @@ def _texts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     starts = entry["starts"]
     alone = len(starts) == 1
     return [
-        ("teacher", DASH if entry["teacher"] is None else entry["teacher"]),
+        ("reference", DASH if entry["reference"] is None else entry["reference"]),
         *(("start" if alone else f"start of {', '.join(a)}", text) for text, a in starts.items()),
         *((f"{name}, end", text) for name, text in entry["ends"].items()),
     ]

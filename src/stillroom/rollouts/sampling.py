@@ -9,12 +9,15 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from stillroom.core import Failure
 from stillroom.models.text import CausalLM, mode
 from stillroom.models.view import tokens
 
+_BLOCK = 128
+"""Tokens that are summed at once: few next to a vocabulary, many next to one token."""
 _GOLDEN, _MIX1, _MIX2 = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
 
@@ -52,20 +55,62 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row by the inverse of the cumulative distribution: [B, V], [B] -> [B]."""
+    """One token a row by the inverse of the cumulative distribution: [B, V], [B] -> [B].
+
+    The row is never sorted, and never copied to float64: sums are float64 over blocks of tokens,
+    then within the one block that ``u`` falls into. ``top_k`` keeps ``k`` tokens, whichever of
+    those that are as likely as the last.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.float() / sampling.temperature
+    ids = None
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+        ids = logits.topk(sampling.top_k, sorted=False).indices.sort().values
+        logits = logits.gather(1, ids)
+    logits = logits.float()
+    weights = logits - logits.amax(-1, keepdim=True)
+    if sampling.temperature != 1:
+        weights.div_(sampling.temperature)
+    weights.exp_()
     if sampling.top_p < 1:
-        ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
-        scaled = scaled.masked_fill(beyond.gather(1, order.argsort(-1)), -torch.inf)
-    heap = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)
-    found = torch.searchsorted(heap, (u.to(heap) * heap[:, -1])[:, None], right=True)
-    return found.squeeze(1).clamp_max(logits.shape[-1] - 1)
+        weights, kept = _nucleus(weights, sampling.top_p)
+        ids = kept if ids is None else ids.gather(1, kept)
+    found = _located(weights, u.to(weights.device))
+    return found if ids is None else ids.gather(1, found[:, None]).squeeze(1)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest likeliest columns of a share ``top_p``, rising, and their weights: [B, k] both.
+
+    Where a row needs fewer than another its further weights are 0.
+    """
+    enough = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
+    size = 0
+    while True:
+        size = min(max(_BLOCK, size * 8), weights.shape[-1])
+        best, columns = weights.topk(size)
+        mass = best.cumsum(-1, dtype=torch.float64)
+        if size == weights.shape[-1] or (mass[:, -1:] >= enough).all():
+            break
+    columns, order = columns.sort()
+    return best.masked_fill(mass - best >= enough, 0).gather(1, order), columns
+
+
+def _located(weights: Tensor, u: Tensor) -> Tensor:
+    """The first column of each row up to which weights sum to more than ``u`` of all: [B]."""
+    blocks = weights
+    if spare := -weights.shape[1] % _BLOCK:
+        blocks = pad(weights, (0, spare))
+    blocks = blocks.unflatten(1, (-1, _BLOCK))
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    aim = u.to(sums)[:, None] * sums[:, -1:]
+    at = torch.searchsorted(sums, aim, right=True).clamp_max(sums.shape[1] - 1)  # of nan: the last
+    within = blocks[torch.arange(len(u), device=at.device), at[:, 0]].cumsum(-1, dtype=sums.dtype)
+    aim = aim - pad(sums, (1, 0)).gather(1, at)
+    # Rounded otherwise than its sum, the block may seem to end before the aim.
+    aim = torch.minimum(aim, within[:, -1:].nextafter(torch.zeros_like(aim)))
+    found = at * _BLOCK + torch.searchsorted(within, aim, right=True)
+    return found.squeeze(1).clamp_max(weights.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -128,10 +173,10 @@ def _decode(
         ended = torch.isin(token, stops) & alive
         lengths[rows[ended]] = t + 1
         alive &= ~ended
-        if not alive.any() or t + 1 == sampling.max_new_tokens:
+        if not model.anywhere(bool(alive.any())) or t + 1 == sampling.max_new_tokens:
             break
         if alive.sum() * 2 <= len(rows):  # finished rows cost as much as living ones: drop them
-            kept = alive.nonzero().squeeze(1)
+            kept = alive.nonzero().squeeze(1) if alive.any() else rows.new_zeros(1)
             cache.batch_select_indices(kept)
             rows, token, real, place = rows[kept], token[kept], real[kept], place[kept]
             alive = alive[kept]

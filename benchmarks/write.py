@@ -1,0 +1,168 @@
+"""The JSON files of the benchmarks as a page: ``docs/benchmarks.md``, with pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.pictures import memory
+
+GIGA = 1e9
+INTRO = """# Benchmarks
+
+Written by `python -m benchmarks.write` from the JSON files in `docs/benchmarks/`; `make bench`
+measures them anew. CPU seconds are those of one process with one thread. Arms take turns in one
+process: a round of all of them, then the next; the first round is not counted. A number is the
+median over rounds, with its quartiles. Before it is timed, each arm's loss and gradients are held
+against float64; one that is off by more than the bound is refused, and the page says so. Memory
+is the highest moment of one call in a fresh process, beyond what stood before the call.
+"""
+HEAD = """## Loss and gradients from given hidden states
+
+Multiples of the *bare matrix products*: logits of student and teacher, gradient of the states and
+of the head, each in the layout that is fastest here, into buffers that are warm. N rows, V tokens,
+d numbers of a state. `+labels` adds the cross-entropy of the labels in the same pass. On inputs in
+bfloat16 without the CPU's own instructions the bare products are those of float32.
+"""
+GROWTH = """## Growth
+
+The symmetric Jensen-Shannon divergence, d = {width}: time as a multiple of the bare products, and
+memory beyond the inputs, of which the gradient of the head is a part. A dash: it would take more
+than {most:.0f} GB.
+
+![Memory against rows](benchmarks/memory.svg)
+"""
+STEP = """## A step of distillation
+
+Gemma 3 270M teaches a student of its first four layers: generalised distillation (beta 0.5), AdamW,
+clipping, float32. On-policy the student first writes the completions. The loss is the mean over
+completion tokens; TRL chunked is its trainer with the loss of its `DistillationTrainer`. Memory is
+what a second step takes: weights and the optimiser's state are there before it.
+"""
+ROLLOUTS = """## Rollouts
+
+Answers sampled at temperature 1 from the first layers of Gemma 3 270M (V = 262,144): 32 tokens
+after prompts of 32, key-value cache on. Speed: as a multiple of `generate` of transformers.
+"""
+
+
+def json_file(path: Path, told: Mapping[str, Any]) -> None:
+    """Keeps what was measured so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    """The page of the JSON files that are there."""
+    parts = [INTRO]
+    for name, section in SECTIONS.items():
+        if (file := folder / f"{name}.json").is_file():
+            cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
+            parts += [*section(cases), _environment(cases)]
+    return "\n".join(parts)
+
+
+def _head(cases: list[dict[str, Any]]) -> Iterator[str]:
+    yield HEAD
+    rows = []
+    for case in cases:
+        for arm in case["arms"]:
+            units = "" if case["units"] else ", without its instructions"
+            sizes = [f"{case[k]:,}" for k in ("vocab", "width", "rows")]
+            errors = [f"{arm['errors'][k]:.0e}" for k in ("value", "d_hidden", "d_head")]
+            said = "refused" if arm["refused"] else _spread(arm["ratio"])
+            if alone := arm.get("alone"):
+                said += f"; {alone['median']:.2f} of it without labels"
+            seconds = "" if arm["refused"] else f"{arm['seconds']['median']:.2f}"
+            work = [arm["divergence"], *sizes, case["dtype"] + units]
+            rows.append([*work, arm["name"], said, seconds, " / ".join(errors)])
+    heads = ["loss", "V", "d", "N", "inputs", "arm", "x bare", "seconds"]
+    yield _table([*heads, "errors: value / d_hidden / d_head"], rows)
+
+
+def _growth(cases: list[dict[str, Any]]) -> Iterator[str]:
+    yield GROWTH.format(width=cases[0]["width"], most=cases[0]["most"] / GIGA)
+    names = [m["name"] for m in cases[0]["memory"]]
+    rows = []
+    for case in cases:
+        peaks = {m["name"]: m["peak"] for m in case["memory"]}
+        gradient = case["memory"][0]["head_gradient"]
+        told = [gradient, *(peaks[name] for name in names)]
+        sizes = [f"{case['vocab']:,}", f"{case['rows']:,}"]
+        rows.append([*sizes, _spread(case["ratio"]), *(_gigabytes(p) for p in told)])
+    yield _table(["V", "N", "x bare", "gradient of the head", *names], rows)
+
+
+def _step(cases: list[dict[str, Any]]) -> Iterator[str]:
+    yield STEP
+    rows = []
+    for case in cases:
+        base = {arm["name"]: arm.get("peak") for arm in case["arms"]}.get("TRL GKD")
+        for arm in case["arms"]:
+            if case["weighed"]:
+                ratio = f"{arm['peak'] / base:.2f}" if base else ""
+                said = [f"{_gigabytes(arm['peak'])} GB", ratio]
+            elif arm["refused"]:
+                said = ["refused", ""]
+            else:
+                said = [f"{arm['seconds']['median']:.2f} s", _spread(arm["ratio"])]
+            tokens = f"{case['rows']} x ({case['prompt']} + {case['completion']})"
+            rows.append([case["name"], tokens, arm["name"], *said])
+    heads = ["step", "rows x (prompt + completion)", "arm", "takes", "as a multiple of TRL GKD"]
+    yield _table(heads, rows)
+
+
+def _rollouts(cases: list[dict[str, Any]]) -> Iterator[str]:
+    yield ROLLOUTS
+    rows = []
+    for case in cases:
+        for arm in case["arms"]:
+            said = ["refused", ""]
+            if not arm["refused"]:
+                said = [f"{arm['seconds']['median']:.2f}", _spread(arm["speed"])]
+            rows.append([str(case["batch"]), str(case["layers"]), arm["name"], *said])
+    yield _table(["batch", "layers", "arm", "seconds", "speed"], rows)
+
+
+SECTIONS = {"head": _head, "growth": _growth, "step": _step, "rollouts": _rollouts}
+
+
+def _spread(told: Mapping[str, float]) -> str:
+    return f"{told['median']:.2f} ({told['low']:.2f} to {told['high']:.2f})"
+
+
+def _gigabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / GIGA:.2f}"
+
+
+def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _environment(cases: list[dict[str, Any]]) -> str:
+    told = cases[0]["environment"]
+    versions = ", ".join(f"{k} {v}" for k, v in told["packages"].items() if v)
+    isas = sorted({case["environment"]["instructions"] for case in cases})
+    settings = ", ".join(f"`{k}={v}`" for k, v in told["settings"].items())
+    rounds = sorted({case["repeats"] for case in cases if "repeats" in case})
+    return (
+        f"{told['processor']}, one thread; bfloat16 on {'; '.join(isas)}. Python {told['python']}, "
+        f"{versions}. {' or '.join(map(str, rounds))} rounds. {settings}.\n"
+    )
+
+
+def main() -> None:
+    """Writes page and picture of what the folder holds."""
+    folder = measure.arguments(__doc__).out
+    folder.with_suffix(".md").write_text(page(folder), encoding="utf-8")
+    if (folder / "growth.json").is_file():
+        cases = json.loads((folder / "growth.json").read_text(encoding="utf-8"))["cases"]
+        memory(cases, folder / "memory.svg")
+
+
+if __name__ == "__main__":
+    main()

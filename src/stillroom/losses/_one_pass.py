@@ -1,0 +1,276 @@
+"""One pass over the LM heads: the values of an objective and, beside them, its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.core import Failure, Head, Objective
+
+BUDGET = 2**28
+"""Bytes that the logits of one block of rows may take, both sides together, in float32."""
+MOST_ROWS = 256
+"""Rows of a block where the budget allows more: matrix products gain nothing beyond."""
+MOST_VALUES = 8
+"""Numbers a row that an objective may return side by side, where several are measured at once."""
+TILE = 2048
+"""Tokens whose logits are made by one product: larger ones leave the cache."""
+SLICE = 2**17
+"""Logits that the objective sees at once: what it makes on the way stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``per_row`` was asked, checked; labels count the head's rows.
+
+    ``theirs`` [N, d] or, without ``their_head``, logits [N, V].
+    """
+
+    objective: Objective
+    rows: Tensor
+    head: Head
+    theirs: Tensor | None
+    their_head: Head | None
+    labels: Tensor | None
+    inputs: Mapping[str, Tensor | None]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What may learn on the student's side: states, weight, bias, row inputs."""
+        return (self.rows, self.head.weight, self.head.bias, *self.inputs.values())
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Columns of the logits of both sides; 0 where there is no teacher."""
+        theirs = 0 if self.theirs is None else self.theirs.shape[-1]
+        return len(self.head.weight), theirs if not self.their_head else len(self.their_head.weight)
+
+    @property
+    def width(self) -> int:
+        """Columns that both have."""
+        return min(width for width in self.widths if width)
+
+    @property
+    def block_size(self) -> int:
+        return max(1, min(MOST_ROWS, len(self.rows), BUDGET // (4 * sum(self.widths))))
+
+    def value(self, student: Tensor, teacher: Tensor | None, *others: Tensor | None) -> Tensor:
+        """The objective on some rows: logits of both, labels, row inputs."""
+        labels, *inputs = others
+        named = dict(zip(self.inputs, inputs, strict=True))
+        return checked(self.objective(student, teacher, labels, **named), len(student))
+
+
+def checked(value: Tensor, rows: int) -> Tensor:
+    """``value``; raises Failure where it is not one value a row, or a few side by side."""
+    if value.shape[:1] != (rows,) or value.dim() > 2 or value.shape[1:2] > (MOST_VALUES,):
+        raise Failure(
+            f"the objective returned shape {list(value.shape)} for {rows} rows; return one value "
+            "a row (or a few side by side), neither reduced nor one a token of the vocabulary"
+        )
+    return value
+
+
+def measured(task: Task) -> Tensor:
+    """The values alone: two matrix products."""
+    walk = _Walk(task)
+    walk.go()
+    return torch.cat(walk.values)
+
+
+def scored(task: Task, again: Callable[[], Tensor]) -> Tensor | None:
+    """The values, their gradient by ``task.tensors`` at hand: four matrix products.
+
+    None where that is not all that is asked for: the objective holds tensors that learn, or gives
+    several numbers a row. ``again`` gives the same values with a graph, for second derivatives.
+    """
+    walk = _Walk(task, learning=True)
+    return _Deposit.apply(walk, again, *task.tensors) if walk.go() else None
+
+
+class _Walk:
+    """A walk over all rows in blocks: their ``values``, and ``gradients`` of ``task.tensors``.
+
+    Gradients, by place in ``task.tensors``, are made where such a tensor learns: of the sum of
+    the values, each times its entry of ``scale`` [N]. The logits of a block are made once, by
+    tiles of the vocabulary; slice by slice the gradient takes the place of the student's.
+    """
+
+    def __init__(self, task: Task, *, learning: bool = False, scale: Tensor | None = None) -> None:
+        self.task, self.learning, self.scale = task, learning, scale
+        self.values: list[Tensor] = []
+        bias = task.head.bias
+        self.head = replace(task.head, bias=None if bias is None else bias.detach())
+        self.gradients = {
+            # filled, though most of it is written to: a product into untouched memory takes thrice
+            place: torch.zeros_like(tensor, dtype=_exact(tensor))
+            for place, tensor in enumerate(task.tensors)
+            if learning and tensor is not None and tensor.requires_grad
+        }
+
+    @torch.no_grad()
+    def go(self) -> bool:
+        """Whether it came to the end: not where gradients of other tensors are asked for."""
+        task, size = self.task, self.task.block_size
+        own = task.rows.new_empty(size, task.width, dtype=_exact(task.rows))
+        other = None
+        if task.theirs is not None and task.their_head is not None:
+            other = task.theirs.new_empty(size, task.width, dtype=_exact(task.theirs))
+        with torch.autocast(task.rows.device.type, enabled=False):
+            for start in range(0, max(1, len(task.rows)), size):
+                at = slice(start, min(start + size, len(task.rows)))
+                if not self._block(at, own, other):
+                    return False
+        return True
+
+    def _block(self, at: slice, own: Tensor, other: Tensor | None) -> bool:
+        task, n = self.task, at.stop - at.start
+        own = _products(task.rows[at], task.head, own[:n])
+        targets = None if task.theirs is None else task.theirs[at]
+        if targets is not None and other is not None and task.their_head is not None:
+            targets = _products(targets, task.their_head, other[:n])
+        step = max(1, SLICE // task.width)
+        for low in range(0, max(1, n), step):
+            part = slice(low, min(low + step, n))
+            goal = None if targets is None else targets[part, : task.width]
+            if goal is not None and task.their_head is not None:
+                goal = task.their_head.finished(goal)
+            if not self._slice(slice(at.start + low, at.start + part.stop), own[part], goal):
+                return False
+        if self.learning:
+            self._spread(at, own)
+        return True
+
+    def _slice(self, at: slice, own: Tensor, goal: Tensor | None) -> bool:
+        """Values of a few rows; afterwards ``own`` is their gradient."""
+        task = self.task
+        leaf = own.detach().requires_grad_(self.learning)
+        inputs = [
+            tensor
+            if tensor is None
+            else tensor[at].detach().requires_grad_(place in self.gradients)
+            for place, tensor in enumerate(task.inputs.values(), start=3)
+        ]
+        labels = None if task.labels is None else task.labels[at]
+        with torch.set_grad_enabled(self.learning):
+            value = task.value(self.head.finished(leaf), goal, labels, *inputs)
+        self.values.append(value.detach())
+        if not self.learning:
+            return True
+        leaves = [leaf, *(t for t in inputs if t is not None and t.requires_grad)]
+        if value.dim() > 1 or _reaches_others(value, leaves):
+            return False
+        slopes: Sequence[Tensor | None] = [None] * len(leaves)
+        if value.requires_grad:
+            factors = torch.ones_like(value) if self.scale is None else self.scale[at].to(value)
+            slopes = torch.autograd.grad(value, leaves, factors, allow_unused=True)
+        places = [own, *(made[at] for place, made in self.gradients.items() if place > 2)]
+        for place, slope in zip(places, slopes, strict=True):
+            place.zero_() if slope is None else place.copy_(slope)
+        return True
+
+    def _spread(self, at: slice, slopes: Tensor) -> None:
+        """From the gradient of a block's logits to those of its states, the weight, the bias."""
+        task, made = self.task, self.gradients
+        rows, dtype = task.rows[at], _fast(task.rows, slopes)
+        for low in range(0, task.width, TILE):
+            part = slice(low, min(low + TILE, task.width))
+            if 0 in made:
+                _add(made[0][at], slopes[:, part], task.head.weight[part], dtype, first=low == 0)
+            if 1 in made:
+                _add(made[1][part], slopes[:, part].T, rows, dtype, first=at.start == 0)
+        if 2 in made:
+            made[2][: task.width] += slopes.sum(0)
+
+
+class _Deposit(torch.autograd.Function):
+    """Hands over the gradients that a walk has made with its values."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: _Walk, again: Callable[[], Tensor], *tensors: Any) -> Tensor:
+        ctx.walk, ctx.again = walk, again
+        ctx.save_for_backward(*tensors)
+        values, walk.values = torch.cat(walk.values), []
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        slope, walk, ctx.walk = slopes[0], ctx.walk, None
+        tensors = ctx.saved_tensors  # raises where one was changed in place since
+        if walk is None or torch.is_grad_enabled():
+            return None, None, *_by_graph(ctx, slope)
+        if not (slope == slope[:1]).all():
+            walk = _Walk(walk.task, learning=True, scale=slope)
+            walk.go()
+        elif len(slope) and (factor := slope[0]) != 1:
+            for made in walk.gradients.values():
+                made.mul_(factor)
+        made, walk.gradients = walk.gradients, {}
+        # popped: autograd takes over a tensor that nobody else holds, without a copy
+        return (
+            None,
+            None,
+            *(
+                made.pop(place).to(tensor.dtype) if place in made else None
+                for place, tensor in enumerate(tensors)
+            ),
+        )
+
+
+def _by_graph(ctx: Any, slope: Tensor) -> list[Tensor | None]:
+    """The same with a graph: a second derivative is asked for, or a second backward pass."""
+    create = torch.is_grad_enabled()
+    asked = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
+    with torch.enable_grad():
+        found = iter(
+            torch.autograd.grad(ctx.again(), asked, slope, create_graph=create, allow_unused=True)
+        )
+    return [next(found) if any(t is one for one in asked) else None for t in ctx.saved_tensors]
+
+
+def _products(rows: Tensor, head: Head, out: Tensor) -> Tensor:
+    """``rows W^T`` into ``out``, by tiles of the vocabulary; with a head's bias still to come."""
+    dtype = _fast(rows, out)
+    for low in range(0, out.shape[1], TILE):
+        part = slice(low, min(low + TILE, out.shape[1]))
+        _add(out[:, part], rows, head.weight[part].T, dtype, first=True)
+    return out
+
+
+def _add(out: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, *, first: bool) -> None:
+    """``out += a @ b``, or ``out = a @ b`` where it is the first; multiplied in ``dtype``."""
+    a, b, beta = a.to(dtype), b.to(dtype), 0 if first else 1
+    if dtype == out.dtype:
+        torch.addmm(out, a, b, beta=beta, out=out)
+    elif first:
+        out.copy_(a @ b)
+    else:
+        out.add_(a @ b)
+
+
+def _fast(rows: Tensor, out: Tensor) -> torch.dtype:
+    """A GPU multiplies in the dtype of the states; elsewhere float32 is exact and hardly slower."""
+    return rows.dtype if rows.is_cuda else out.dtype
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _reaches_others(value: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether the graph of ``value`` ends in a tensor that learns and is none of ``leaves``."""
+    seen, todo = set(), [value.grad_fn]
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and not any(leaf is one for one in leaves):
+            return True
+        todo += [following for following, _ in node.next_functions]
+    return False

@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check lint bench docs wheel clean
+.PHONY: help install quickstart test check lint numerics bench docs wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
@@ -49,6 +49,9 @@ lint: install  ## the part of check that runs nothing
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+numerics: install  ## what must not change a number, by how much it does: one table
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numerics
 
 bench: install  ## time and memory beside other libraries, into docs/benchmarks; hours
 	$(PIP) -e '.[bench]'

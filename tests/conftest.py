@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import numerics
 import pytest
 import torch
 from hypothesis import settings
@@ -17,3 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/golden/*.json anew from this run (tests/contracts/test_golden.py)",
     )
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    if config.option.markexpr == "numerics":
+        numerics.show()

@@ -1,16 +1,15 @@
-"""What must not change a number, in float64; ``-s`` prints one table at the end."""
+"""What must not change a number, in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
+from numerics import SAME_BITS, contract, note
 from two_populations import TwoPopulations
 from worlds import EXAMPLES, PAD, World, broken_off, gap, job, steps
 
@@ -27,6 +26,7 @@ from stillroom.nets.pooled import Pooling
 from stillroom.nets.scorer import Scorer
 from stillroom.rollouts.sampling import Sampling, sample
 
+pytestmark = contract
 CLOSE = 1e-10
 STEPS = 3
 METHODS: dict[str, Method] = {
@@ -42,7 +42,6 @@ METHODS: dict[str, Method] = {
 SAMPLING = [name for name, method in METHODS.items() if method.needs.rollouts]
 each = pytest.mark.parametrize("name", METHODS)
 each_sampling = pytest.mark.parametrize("name", SAMPLING)
-TABLE: dict[tuple[str, str], str] = {}
 
 
 def uneven(batch: Batch) -> Batch:
@@ -52,22 +51,6 @@ def uneven(batch: Batch) -> Batch:
 
 
 EXACT = World(kind="text", exact=True, change=uneven)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    yield
-    shown = Table(title="Largest difference in float64 (0: the same bits)")
-    columns = list(dict.fromkeys(column for _, column in TABLE))
-    for column in ("", *columns):
-        shown.add_column(column)
-    for row in dict.fromkeys(row for row, _ in TABLE):
-        shown.add_row(row, *(TABLE.get((row, column), "-") for column in columns))
-    Console(width=150).print("\n", shown)
-
-
-def note(row: str, column: str, worst: float) -> None:
-    TABLE[row, column] = "0" if worst == 0 else f"{worst:.0e}"
 
 
 def plain_sgd(method: Method, world: World = EXACT, **changes: Any) -> Any:
@@ -128,8 +111,7 @@ def test_one_batch_of_eight_equals_its_micro_batches(name: str, spy: Spy) -> Non
         least = 4 if getattr(METHODS[name], "prompts", None) else 8  # a prompt is not torn
         assert spy.micros == [min(parts, least)] * STEPS
         worst = max(worst, difference(whole, split))
-    note(name, "1x8 = 2x4 = 4x2 = 8x1", worst)
-    assert worst < CLOSE
+    note(name, "micro-batches", worst, CLOSE)
 
 
 @each
@@ -143,8 +125,7 @@ def test_left_padding_equals_right_padding(name: str) -> None:
     right = steps(plain_sgd(METHODS[name]))
     moved = steps(plain_sgd(METHODS[name], replace(EXACT, change=left)))
     worst = difference(right, moved)
-    note(name, "left = right padding", worst)
-    assert worst < CLOSE
+    note(name, "padding", worst, CLOSE)
 
 
 @each_sampling
@@ -158,7 +139,6 @@ def test_a_seed_gives_the_same_samples_however_the_batch_is_split(name: str, spy
     assert first
     assert first == again
     assert first[0] != other[0]
-    note(name, "same samples for a seed", 0.0)
 
 
 def test_a_sample_does_not_depend_on_its_company() -> None:
@@ -185,8 +165,7 @@ def test_more_padding_leaves_the_scores_of_a_critic_alone(side: str) -> None:
     scores = critic(batch)
     assert scores.std() > 1e-3
     worst = gap(scores, critic(wider(batch)))
-    note("gad, critic included", f"scores, wider on the {side}", worst)
-    assert worst < 1e-12
+    note("a critic's scores", "padding", worst, 1e-12)
 
 
 @pytest.mark.parametrize("kind", ["exact", "dropout"])
@@ -196,7 +175,6 @@ def test_gad_without_an_adversarial_stage_is_seqkd(kind: str) -> None:
     gad = steps(job(GAD(warmup=1, critic_from=1, head_start=0), world, **changes))
     seqkd = steps(job(SeqKD(), world, **changes))
     worst = gap(gad.final["student"], seqkd.final["student"])
-    note("gad, critic included", "no GAD epochs = SeqKD", worst)
     assert worst == 0
     assert gap(seqkd.final, seqkd.states[0]["networks"]) > 0
 
@@ -206,5 +184,4 @@ def test_resumed_is_unbroken(name: str, tmp_path: Path) -> None:
     # AdamW: its moments must come back as well
     whole, again = broken_off(lambda: job(METHODS[name], EXACT, steps=4), 2, tmp_path)
     worst = max(gap(whole.logs, again.logs), gap(whole.states, again.states))
-    note(name, "resumed = unbroken", worst)
-    assert worst == 0
+    note(name, "resumed", worst, SAME_BITS)

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from numerics import SAME_BITS, contract, note
 from transformers import AutoConfig, AutoModelForCausalLM
 from worlds import World, gap, job, steps
 
@@ -159,12 +160,13 @@ GAD_ALL = GAD(group=2, warmup=0.5, head_start=0, kl_weight=0.1)
 METHODS = [SeqKD(), KD(), GKD(on_policy=1.0), GAD_ALL]
 
 
+@contract
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=needs_peft)])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_a_run_has_the_same_numbers(method, lora):
     one, other = (run(method, checkpointing=c, lora=lora) for c in (True, False))
     assert gap(one.states[0]["networks"]["student"], one.final["student"]) > 1e-4
-    assert gap(one.states, other.states) == 0
+    note(type(method).__name__.lower(), "checkpointing", gap(one.states, other.states), SAME_BITS)
     assert one.logs == other.logs
 
 

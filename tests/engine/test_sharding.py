@@ -9,6 +9,7 @@ import launch
 import pytest
 import sharded
 import torch
+from numerics import contract, note
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
@@ -67,6 +68,7 @@ def test_shares_give_what_a_whole_network_gives(tmp_path, work):
     together(tmp_path, work, tmp_path)
 
 
+@contract
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_in_shares_train_the_weights_of_one(tmp_path, name):
@@ -78,7 +80,7 @@ def test_two_processes_in_shares_train_the_weights_of_one(tmp_path, name):
     ours, theirs = final(one), final(two)
     start = checkpoint.load(checkpoint.saved(one / "checkpoints")[0])["players"]["networks"]
     assert gap(ours["players"]["networks"]["student"], start["student"]) > 1e-4
-    assert gap(ours["players"], theirs["players"]) < EXACT
+    note(name, "2 shards", gap(ours["players"], theirs["players"]), EXACT)
     for mine, other in zip(lines(one, "metrics"), lines(two, "metrics"), strict=True):
         assert mine == pytest.approx(other, rel=EXACT, abs=EXACT)  # norms of gradients among them
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]

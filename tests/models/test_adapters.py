@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from numerics import SAME_BITS, contract, note
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -76,6 +77,15 @@ def same(one, other):
 
 
 # ---- what an adapter is
+
+
+@contract
+@every_kind
+def test_with_its_adapter_off_it_says_what_the_base_says_bit_for_bit(kind):
+    lm = moved(adapted(plain(kind).double()))
+    off, wanted = lm.base().eval()(BATCH).logits, plain(kind).double().eval()(BATCH).logits
+    assert (lm.eval()(BATCH).logits - wanted).abs().max() > 1e-3
+    note(f"model: {kind}", "adapter off", (off - wanted).abs().max().item(), SAME_BITS)
 
 
 @every_kind

@@ -175,6 +175,83 @@ def test_a_token_that_is_ruled_out_is_never_drawn(rule):
     assert found[[0, 2, 4]].tolist() == [0, 0, 0]
 
 
+def kept_by_sorting(logits, sampling):
+    """[V] float64 probabilities after temperature, ``top_k`` and ``top_p``, from a sorted row."""
+    p = (logits.double() / sampling.temperature).softmax(-1)
+    order = p.argsort(descending=True)[: sampling.top_k]
+    share = p[order] / p[order].sum()
+    order = order[share.cumsum(0) - share < sampling.top_p]
+    kept = torch.zeros_like(p)
+    kept[order] = p[order] / p[order].sum()
+    return kept
+
+
+WIDTHS = [1, 2, 127, 128, 129, 1000, 5003]  # blocks of tokens that come out even, and do not
+WIDE_RULES = [
+    {},
+    {"temperature": 0.3},
+    {"top_k": 200},
+    {"top_p": 0.9},
+    {"top_k": 900, "top_p": 0.5},
+]
+LEAST, MOST = 2.0**-53, 1 - 2.0**-53
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rule", WIDE_RULES, ids=str)
+def test_each_token_is_the_one_whose_interval_holds_the_number(width, rule):
+    spread = torch.tensor([[0.0], [0.5], [6.0]])  # flat rows need all their tokens, steep ones few
+    logits = torch.randn(3, width, generator=torch.Generator().manual_seed(width)) * spread
+    u = torch.cat([EVEN[::100], torch.tensor([0.0, LEAST, MOST], dtype=torch.float64)])
+    drawn = torch.stack([pick(logits, u_of_all.expand(3), Sampling(**rule)) for u_of_all in u], 1)
+    for row, tokens in zip(logits[1:], drawn[1:], strict=True):  # of equals any may be kept
+        p = kept_by_sorting(row, Sampling(**rule))
+        above = p.cumsum(0)
+        assert (above[tokens] - p[tokens] <= u + 1e-6).all()
+        assert (u <= above[tokens] + 1e-6).all()
+        assert (p[tokens] > 0).all()
+        wanted = torch.searchsorted(above, u * above[-1], right=True)
+        assert (tokens != wanted).sum() <= 2  # float32's rounding, where they meet
+    counts = kept_by_sorting(logits[0], Sampling(**rule)).count_nonzero()
+    assert len(drawn[0].unique()) <= counts
+    assert (drawn[0].diff() >= 0)[: len(EVEN[::100]) - 1].all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rule", WIDE_RULES, ids=str)
+def test_no_number_draws_a_token_without_probability(width, rule):
+    likely = sorted({0, width // 2, width - 1})
+    for told in ([at] for at in likely), [likely], [[width // 3]], [likely[:2]]:
+        for tokens in told:
+            logits = torch.full((4, width), -torch.inf)
+            logits[:, tokens] = torch.rand(len(tokens), generator=torch.Generator().manual_seed(1))
+            u = torch.tensor([0.0, LEAST, 0.5, MOST], dtype=torch.float64)
+            drawn = pick(logits, u, Sampling(**rule)).tolist()
+            assert {*drawn} <= {*tokens}
+            if "top_p" not in rule:
+                assert (drawn[0], drawn[-1]) == (tokens[0], tokens[-1])
+
+
+def test_rounding_at_the_end_of_a_block_draws_no_token_without_probability():
+    # sums of a block in float32 and in float64 differ: numbers between fall into neither
+    logits = torch.full((1, 512), -torch.inf)
+    logits[0, 3:100:7] = torch.randn(14, generator=torch.Generator().manual_seed(0))
+    logits[0, 300] = 0.0
+    p = kept_by_sorting(logits[0], Sampling())
+    edge = p[:128].sum()
+    u = edge + torch.linspace(-1e-6, 1e-6, 2001, dtype=torch.float64)
+    drawn = pick(logits.expand(len(u), -1), u, Sampling())
+    assert {*drawn.tolist()} == {94, 300}
+
+
+def test_rows_are_left_as_they_were():
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    for rule in WIDE_RULES:
+        pick(logits, torch.tensor([0.2, 0.9]), Sampling(**rule))
+    assert torch.equal(logits, before)
+
+
 # ---- whole answers
 
 

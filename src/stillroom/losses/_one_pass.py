@@ -79,7 +79,7 @@ def measured(task: Task) -> Tensor:
     """The values alone: two matrix products."""
     walk = _Walk(task)
     walk.go()
-    return torch.cat(walk.values)
+    return walk.values
 
 
 def scored(task: Task, again: Callable[[], Tensor]) -> Tensor | None:
@@ -102,7 +102,7 @@ class _Walk:
 
     def __init__(self, task: Task, *, learning: bool = False, scale: Tensor | None = None) -> None:
         self.task, self.learning, self.scale = task, learning, scale
-        self.values: list[Tensor] = []
+        self.values = task.rows.new_empty(0)
         bias = task.head.bias
         self.head = replace(task.head, bias=None if bias is None else bias.detach())
         self.gradients = {
@@ -158,7 +158,9 @@ class _Walk:
         labels = None if task.labels is None else task.labels[at]
         with torch.set_grad_enabled(self.learning):
             value = task.value(self.head.finished(leaf), goal, labels, *inputs)
-        self.values.append(value.detach())
+        if not at.start:
+            self.values = value.new_empty(len(task.rows), *value.shape[1:])
+        self.values[at] = value.detach()
         if not self.learning:
             return True
         leaves = [leaf, *(t for t in inputs if t is not None and t.requires_grad)]
@@ -194,7 +196,7 @@ class _Deposit(torch.autograd.Function):
     def forward(ctx: Any, walk: _Walk, again: Callable[[], Tensor], *tensors: Any) -> Tensor:
         ctx.walk, ctx.again = walk, again
         ctx.save_for_backward(*tensors)
-        values, walk.values = torch.cat(walk.values), []
+        values, walk.values = walk.values, walk.values.new_empty(0)
         return values
 
     @staticmethod

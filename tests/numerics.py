@@ -6,6 +6,8 @@ bound. ``make numerics`` prints what was noted, a line a method, loss or model.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +26,11 @@ COLUMNS = {
     "resumed": "stopped and taken up = unbroken",
     "bf16": "bfloat16 = float64 of the same numbers (losses); a step = float32's (methods)",
 }
+NOT_THERE = (
+    "-: not there. A loss knows no batch, padding or process, and per_row alone walks in blocks; "
+    "losses of log-probabilities read float32 or better. rkd compares the examples of a batch, so "
+    "it is not split; classes have no padding, packing or adapters."
+)
 ROWS = {"gad pooled": "gad, pooled critic", "gad": "gad, critic included"}
 FOUND: dict[tuple[str, str], tuple[float, float]] = {}
 SAME_BITS = 1e-300
@@ -36,6 +43,7 @@ def note(row: str, column: str, worst: float, bound: float) -> None:
     assert column in COLUMNS, column
     row = row.replace("_pooled", " pooled")
     row = ROWS.get(row, row)
+    worst = math.inf if math.isnan(worst) else worst
     before = FOUND.get((row, column), (0.0, bound))
     FOUND[row, column] = max((before, (worst, bound)), key=lambda pair: pair[0] / pair[1])
     assert worst <= bound, f"{row}, {column}: {worst:.1e} is beyond {bound:.0e}"
@@ -55,6 +63,7 @@ def show() -> None:
         bounds = sorted({bound for (_, column), (_, bound) in FOUND.items() if column == name})
         told = ", ".join("the same bits" if b == SAME_BITS else f"{b:.0e}" for b in bounds)
         console.print(f"{name}: {meaning}; at most {told or 'nothing noted'}", highlight=False)
+    console.print(NOT_THERE, highlight=False)
 
 
 def _cell(worst: float, bound: float) -> str:

@@ -30,6 +30,7 @@ pytestmark = contract
 CLOSE = 1e-10
 STEPS = 3
 METHODS: dict[str, Method] = {
+    "seqkd": SeqKD(),
     "kd": KD(label_weight=0.25),
     "gkd": GKD(on_policy=0.7),
     "gad, critic included": GAD(group=2, warmup=0.34, head_start=0, kl_weight=0.1),

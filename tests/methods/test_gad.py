@@ -7,8 +7,10 @@ from itertools import product
 
 import pytest
 import torch
+from numerics import contract, note
 from torch import nn
 from torch.nn.functional import softplus
+from worlds import gap
 
 from stillroom.core import Setup
 from stillroom.data.marked_orders import MarkedOrders
@@ -152,6 +154,7 @@ def explicit_loss(lm, chance, reference, rewards, kl_weight):
     return total
 
 
+@contract
 @pytest.mark.parametrize("kl_weight", [0.0, 0.7])
 def test_the_expected_gradient_is_the_one_written_out(kl_weight):
     lm, other = student(0), student(1)
@@ -163,7 +166,7 @@ def test_the_expected_gradient_is_the_one_written_out(kl_weight):
     given = (chance, reference, REWARDS, kl_weight)
     wanted = torch.cat(gradient(explicit_loss(lm, *given), lm))
     assert wanted.abs().max() > 1e-2
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    note("gad", "gradient", gap(found, wanted), 1e-12)
     # and it is the slope: along one direction, by differences
     torch.manual_seed(2)
     way = torch.randn_like(found)
@@ -294,6 +297,7 @@ def critic_loss(critic, answers, method, prompts=(PROMPT,)):
     return value(updates[0], batch)
 
 
+@contract
 @pytest.mark.parametrize("kind", ["bradley-terry", "cross-entropy"])
 def test_the_critic_s_loss_is_the_mean_over_all_pairs(kind):
     method = GAD(group=3, warmup=0.0, kl_weight=0.0, critic_loss=kind)
@@ -320,7 +324,7 @@ def test_the_critic_s_loss_is_the_mean_over_all_pairs(kind):
                 down, up = 1 - sigmoid(theirs), sigmoid(own)
             slopes[p, p, *PARENT] -= down / 6
             slopes[p, *a] += up / 6
-    assert found.item() == pytest.approx(sum(values) / 6, rel=1e-12)
+    note("gad", "oracle", gap(found.item(), sum(values) / 6), 1e-12)
     (slope,) = torch.autograd.grad(found, critic.scores)
     assert slope.tolist() == pytest.approx(list(slopes.values()), rel=1e-12, abs=1e-15)
 

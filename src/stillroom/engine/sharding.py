@@ -38,7 +38,8 @@ def check_shardable(players: Mapping[str, nn.Module], teachers: Mapping[str, Tea
             without an axis, or one in common with another.
     """
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise Failure(f"train.sharding needs torch 2.9 or later; this is {torch.__version__}")
+        lack = "its FSDP cannot add gradients up without NCCL; torch 2.13 can"
+        raise Failure(f"train.sharding needs a later torch than {torch.__version__}: {lack}")
     owners: dict[int, str] = {}
     for name, network in [*players.items(), *((k, t.network) for k, t in _live(teachers))]:
         if any(isinstance(module, AdaptedLM) for module in network.modules()):

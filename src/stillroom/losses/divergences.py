@@ -112,8 +112,8 @@ def skew_forward_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> 
 
     ``KL(p_t || alpha p_t + (1 - alpha) p_s)``
 
-    Bounded by ``-ln alpha``; alpha 0 is forward KL. Source: DistiLLM (arXiv 2402.03898, section
-    3.1; its alpha is 0.1). Raises ``Failure`` where alpha lies outside [0, 1).
+    Bounded by ``-ln alpha``; alpha 0 is forward KL. Source: DistiLLM (arXiv 2402.03898).
+    Raises ``Failure`` where alpha lies outside [0, 1).
 
     By hand at alpha .1, teacher (.75, .25), student (.5, .5), so m = (.525, .475):
     ``.75 ln(.75/.525) + .25 ln(.25/.475) = .2675 - .1605 = .1070``
@@ -133,8 +133,8 @@ def skew_reverse_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> 
 
     ``KL(p_s || (1 - alpha) p_t + alpha p_s)``
 
-    Bounded by ``-ln alpha``; alpha 0 is reverse KL. Source: DistiLLM (arXiv 2402.03898, section
-    3.1; its alpha is 0.1). Raises ``Failure`` where alpha lies outside [0, 1).
+    Bounded by ``-ln alpha``; alpha 0 is reverse KL. Source: DistiLLM (arXiv 2402.03898).
+    Raises ``Failure`` where alpha lies outside [0, 1).
 
     By hand at alpha .1, teacher (.75, .25), student (.5, .5), so m = (.725, .275):
     ``.5 ln(.5/.725) + .5 ln(.5/.275) = -.1858 + .2989 = .1131``
@@ -155,7 +155,7 @@ def alpha_divergence(student: Tensor, teacher: Tensor, *, alpha: float = 0.5) ->
     ``D = (1 - sum_v p_t(v)^alpha p_s(v)^(1 - alpha)) / (alpha (1 - alpha))``
 
     The ends are its limits; alpha 0.5 is four times the squared Hellinger distance. Note that
-    jsd's beta runs the other way. Source: Cichocki and Amari, Entropy 12 (2010), eq. 9. Raises
+    jsd's beta runs the other way. Source: Cichocki and Amari, Entropy 12 (2010). Raises
     ``Failure`` where alpha lies outside [0, 1].
 
     By hand at alpha .5, teacher (.75, .25), student (.5, .5):

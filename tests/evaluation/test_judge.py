@@ -248,7 +248,8 @@ def test_all_arms_are_judged_by_one_critic_and_an_arm_of_no_steps_is_the_start(
 ):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
     done = run(make(RECIPE, folder=tmp_path), tmp_path / "run")
-    assert len(list((tmp_path / "cache" / "stages").glob("judge-*[!.lock]"))) == 1
+    judges = (tmp_path / "cache" / "stages").glob("judge-*")
+    assert len([place for place in judges if place.suffix != ".lock"]) == 1
     rows = {row["name"]: row["values"] for row in done.table}
     numbers = set(judge.COLUMNS)
     assert all(numbers <= set(rows[name]) for name in ("start", "sft", "warm", "gad"))

@@ -20,6 +20,9 @@ SAME_FOR_ALL = {
     "TQDM_DISABLE": "1",
 }
 """Environment of every measurement, ours and theirs."""
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""Leaves memory that was freed with the process, where the system would take it back and fill it
+with zeros when it is asked for again."""
 WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 """Keeps matrix products from the CPU's own bfloat16 instructions."""
 

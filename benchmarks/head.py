@@ -17,7 +17,11 @@ from benchmarks.oracle import BOUNDS, Inputs, inputs, truth
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together. ``units``: with the processor's own bfloat16 instructions."""
+    """What is measured together.
+
+    ``units``: with the processor's own bfloat16 instructions. ``kept``: memory that was freed stays
+    with the process.
+    """
 
     rows: int
     vocab: int
@@ -25,12 +29,18 @@ class Case:
     divergences: tuple[str, ...]
     dtype: str = "float32"
     units: bool = True
+    kept: bool = False
 
     @property
     def name(self) -> str:
-        units = "" if self.units else " without units"
+        more = " without units" * (not self.units) + " kept" * self.kept
         sizes = f"V={self.vocab} d={self.width} N={self.rows}"
-        return f"{'+'.join(self.divergences)} {sizes} {self.dtype}{units}"
+        return f"{'+'.join(self.divergences)} {sizes} {self.dtype}{more}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of its process, beside what is the same for all."""
+        return (fresh.KEPT if self.kept else {}) | ({} if self.units else fresh.WITHOUT_BF16)
 
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -39,6 +49,7 @@ FULL = [
     *(Case(n, 32_000, d, (f,)) for d in (2048, 640) for n in (256, 512) for f in DIVERGENCES),
     *(Case(128, 262_144, 640, (f,)) for f in DIVERGENCES),
     *(Case(n, v, 640, WITH_LABELS) for n, v in ((256, 32_000), (128, 262_144))),
+    *(Case(n, v, 640, ("jsd",), kept=True) for n, v in ((256, 32_000), (128, 262_144))),
     *(
         Case(256, 32_000, 640, (f,), "bfloat16", units)
         for units in (False, True)
@@ -56,8 +67,7 @@ def main() -> None:
     done = []
     for case in cases:
         print(f"\n{case.name}", flush=True)
-        env = {} if case.units else fresh.WITHOUT_BF16
-        found = fresh.call("head.measured", env=env, case=asdict(case), repeats=told.repeats)
+        found = fresh.call("head.measured", env=case.env, case=asdict(case), repeats=told.repeats)
         done.append({**asdict(case), **found})
         write.json_file(told.out / "head.json", {"what": __doc__, "cases": done})
     wrong = [d for d in done for arm in d["arms"] if arm["refused"] and arm["name"] == "stillroom"]
@@ -94,12 +104,8 @@ def measured(case: Mapping[str, Any], repeats: int, arms: Mapping[str, Arm] | No
         "arms": rows,
         "bare": {"seconds": measure.spread(spent["bare"]), "layouts": bare.layouts},
         "repeats": repeats,
-        "environment": measure.environment(fresh.SAME_FOR_ALL | _units(told)),
+        "environment": measure.environment(fresh.SAME_FOR_ALL | told.env),
     }
-
-
-def _units(case: Case) -> dict[str, str]:
-    return {} if case.units else fresh.WITHOUT_BF16
 
 
 def _checked(x: Inputs, divergence: str, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ import torch
 from benchmarks import fresh, measure, models, write
 from benchmarks.trainers import ARMS, Task, present
 
-BOUND = 1e-3
-"""Largest relative error of loss and gradient norm against float64 that an arm may have."""
+BOUND = 5e-3
+"""Largest relative error of loss and gradient norm against float64 that an arm may have: float32
+alone moves the norm by 1e-3 through layers whose outputs the two models hardly share."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
+from benchmarks import fresh, measure
 from benchmarks.pictures import memory
 
 GIGA = 1e9
@@ -25,7 +25,10 @@ HEAD = """## Loss and gradients from given hidden states
 Multiples of the *bare matrix products*: logits of student and teacher, gradient of the states and
 of the head, each in the layout that is fastest here, into buffers that are warm. N rows, V tokens,
 d numbers of a state. `+labels` adds the cross-entropy of the labels in the same pass. On inputs in
-bfloat16 without the CPU's own instructions the bare products are those of float32.
+bfloat16 without the CPU's own instructions the bare products are those of float32. `memory kept`:
+what was freed stays with the process (`{kept}`); else the system takes large blocks back and zeroes
+them when they are asked for again, which costs most where most is asked for, and more on a virtual
+machine that hands free memory on to its host.
 """
 GROWTH = """## Growth
 
@@ -66,18 +69,19 @@ def page(folder: Path) -> str:
 
 
 def _head(cases: list[dict[str, Any]]) -> Iterator[str]:
-    yield HEAD
+    yield HEAD.format(kept=" ".join(f"{k}={v}" for k, v in fresh.KEPT.items()))
     rows = []
     for case in cases:
         for arm in case["arms"]:
-            units = "" if case["units"] else ", without its instructions"
+            more = "" if case["units"] else ", without its instructions"
+            more += ", memory kept" if case["kept"] else ""
             sizes = [f"{case[k]:,}" for k in ("vocab", "width", "rows")]
             errors = [f"{arm['errors'][k]:.0e}" for k in ("value", "d_hidden", "d_head")]
             said = "refused" if arm["refused"] else _spread(arm["ratio"])
             if alone := arm.get("alone"):
                 said += f"; {alone['median']:.2f} of it without labels"
             seconds = "" if arm["refused"] else f"{arm['seconds']['median']:.2f}"
-            work = [arm["divergence"], *sizes, case["dtype"] + units]
+            work = [arm["divergence"], *sizes, case["dtype"] + more]
             rows.append([*work, arm["name"], said, seconds, " / ".join(errors)])
     heads = ["loss", "V", "d", "N", "inputs", "arm", "x bare", "seconds"]
     yield _table([*heads, "errors: value / d_hidden / d_head"], rows)

@@ -55,6 +55,7 @@ def numbers(values, better="lower"):
     return SimpleNamespace(
         measure=measure,
         columns=lambda: {"nll": {"label": "", "better": better}},
+        higher_is_better=lambda name: better == "higher",
         samples=lambda players, count: [],
         splits={"validation": None},
         renderer=None,
@@ -113,23 +114,31 @@ def test_no_step_at_all_leaves_the_student_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("better", "values", "ends"),
+    ("better", "values", "select", "ends", "kept"),
     [
-        ("lower", [2.0, 1.0, 1.05, 1.2, 0.1], 3),  # 0.2 worse than the best, not than the first
-        ("higher", [1.0, 2.0, 1.95, 1.8, 9.0], 3),
-        ("lower", [1.0, 1.08, 1.09, 1.0, 1.08], 5),  # never more than 0.1 worse
-        (None, [1.0, 0.95, 0.85, 1.0, 1.0], 2),  # neither is better: from the first, either way
-        (None, [1.0, 1.05, 1.15, 1.0, 1.0], 2),
-        ("lower", [1.0, float("nan"), 1.0, 1.0, 1.0], 1),
+        # 0.2 worse than the best, not than the first
+        ("lower", [2.0, 1.0, 1.05, 1.2, 0.1], None, 3, 2),
+        ("lower", [2.0, 1.0, 1.05, 1.2, 0.1], "nll", 3, 1),
+        ("higher", [1.0, 2.0, 1.95, 1.8, 9.0], None, 3, 2),
+        ("lower", [1.0, 1.08, 1.09, 1.0, 1.08], None, 5, 5),  # never more than 0.1 worse
+        # neither is better: from the first, either way
+        (None, [1.0, 0.95, 0.85, 1.0, 1.0], None, 2, 1),
+        (None, [1.0, 1.05, 1.15, 1.0, 1.0], None, 2, 1),
+        ("lower", [1.0, float("nan"), 1.0, 1.0, 1.0], None, 1, 0),
     ],
 )
-def test_a_run_stops_where_a_number_got_too_much_worse(better, values, ends, tmp_path):
-    told = job(steps=5, every=1, stop={"nll": 0.1}, suite=numbers([*values, 1.08], better))
-    done = train(told, tmp_path)
-    assert done.info["steps"] == ends
+def test_a_run_stops_where_a_number_got_too_much_worse_and_keeps_what_was_within_bounds(
+    better, values, select, ends, kept, tmp_path
+):
+    suite = numbers([*values, 1.08], better)
+    told = {"every": 1, "stop": {"nll": 0.1}, "select": select}
+    done = train(job(steps=5, suite=suite, **told), tmp_path / "run")
+    assert (done.info["steps"], done.info["selected_step"]) == (ends, kept)
     stopped = [note for note in done.info["notes"] if "eval.stop" in note]
     assert len(stopped) == (ends < 5)
-    assert all(f"step {ends}" in note and "nll" in note for note in stopped)
+    assert all(f"step {ends}" in note and f"of step {kept}" in note for note in stopped)
+    unbroken = train(job(steps=kept), tmp_path / "short")
+    assert worlds.gap(done.student.state_dict(), unbroken.student.state_dict()) == 0
 
 
 def test_a_run_that_stopped_stays_so_when_it_is_taken_up(tmp_path):
@@ -142,11 +151,8 @@ def test_a_run_that_stopped_stays_so_when_it_is_taken_up(tmp_path):
 
 
 def test_the_best_reading_before_a_kill_still_counts(tmp_path):
-    told = {"steps": 3, "every": 1, "stop": {"nll": 0.1}, "keep": 9}
-    train(job(**told, suite=numbers([2.0, 1.0, 1.05, 1.05])), tmp_path)
-    (tmp_path / "result.json").unlink()
-    for place in checkpoint.saved(tmp_path / "checkpoints"):
-        if checkpoint.step_of(place) > 1:
-            shutil.rmtree(place)
+    told = {"steps": 3, "every": 1, "stop": {"nll": 0.1}}
+    with pytest.raises(StopIteration):
+        train(job(**told, suite=numbers([2.0, 1.0])), tmp_path)
     again = train(job(**told, suite=numbers([1.2])), tmp_path)  # less than the first, 2.0
     assert again.info["steps"] == 2

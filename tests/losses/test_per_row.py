@@ -179,17 +179,21 @@ def test_four_matrix_products_and_fewer_where_less_learns(products, block, still
     student, teacher, leaves = world(teacher_learns=False)
     for name in still:
         leaves[name].requires_grad_(False)
-    value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
-    assert sum(products) == forward + THEIRS
-    (0.5 * value).sum().backward()
+    (0.5 * per_row(kd_and_cross_entropy, student, teacher, LABELS)).sum().backward()
     assert sum(products) == forward + THEIRS
     assert student.head.calls == teacher.head.calls == []
 
 
-def test_gradients_that_differ_by_row_cost_the_products_again(products):
+@pytest.mark.parametrize(
+    ("most_rows", "in_vain"), [(N, 0), (10, OWN + THEIRS + 20 * V * 2 * D)], ids=str
+)
+def test_gradients_that_differ_by_row_cost_products_again_where_there_are_blocks(
+    products, monkeypatch, most_rows, in_vain
+):
+    monkeypatch.setattr(module, "MOST_ROWS", most_rows)
     student, teacher, leaves = world(teacher_learns=False)
     gradients(per_row(kd_and_cross_entropy, student, teacher, LABELS), leaves)
-    assert sum(products) == 2 * (3 * OWN + THEIRS)
+    assert sum(products) == 3 * OWN + THEIRS + in_vain
 
 
 def test_without_gradient_two_products_and_nothing_else(products, block):
@@ -209,7 +213,7 @@ def test_what_does_not_learn_gives_a_value_without_gradient():
 
 
 @pytest.mark.parametrize("teacher_learns", [False, True])
-def test_nothing_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypatch, teacher_learns):
+def test_one_block_by_vocabulary_at_most_is_kept_for_the_backward_pass(monkeypatch, teacher_learns):
     monkeypatch.setattr(module, "MOST_ROWS", 4)
     student, teacher, _ = world(teacher_learns=teacher_learns)
     kept: list[int] = []
@@ -227,9 +231,10 @@ def test_nothing_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypatch
     assert max(kept) >= N * V  # the witness sees the dense way
     if not teacher_learns:
         value = per_row(kd_and_cross_entropy, student, teacher, LABELS)
-        sizes = [made.numel() for made in value.grad_fn.walk.gradients.values()]
-        assert sizes == [N * D, V * D, V]
-        assert value.grad_fn.walk.values.numel() == 0
+        walk = value.grad_fn.walk
+        assert {place: len(made) for place, made in walk.gradients.items()} == {0: N, 1: V, 2: V}
+        assert walk.last.untyped_storage().nbytes() == 4 * V * walk.last.element_size()
+        assert walk.values.numel() == 0
     assert value.requires_grad
 
 
@@ -260,7 +265,8 @@ def test_a_head_that_changed_before_the_backward_pass_is_not_used_unseen():
         gradients(value, leaves)
 
 
-def test_the_heads_gradient_is_handed_over_without_a_copy():
+def test_the_heads_gradient_is_handed_over_without_a_copy(monkeypatch):
+    monkeypatch.setattr(module, "MOST_ROWS", 10)
     student, teacher, leaves = world(teacher_learns=False)
     value = per_row(forward_kl_only, student, teacher, LABELS)
     place = value.grad_fn.walk.gradients[1].data_ptr()

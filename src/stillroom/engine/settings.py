@@ -120,13 +120,14 @@ class Eval:
         every: steps between; null evaluates and saves at the end only.
         metrics: names of evaluators (files of ``stillroom.evaluation``).
         select: the number whose best reading picks the student that is kept; null keeps the last.
+            None is picked that went beyond ``stop``.
         samples: prompts whose answers are shown in the report.
         copies: answers to each prompt of the test split where an evaluator reads answers; the
             validation split gets one.
         answer: a regular expression that finds the final answer in a text, for ``exact_match``: the
             first group of its last match, as in ``#### (.+)``.
         stop: ends the run early: by number of the validation split, how much worse than the best
-            so far it may get.
+            so far it may get. The student is then that of an evaluation before.
     """
 
     every: Annotated[int, Ge(1)] | None = 100

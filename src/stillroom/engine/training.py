@@ -198,22 +198,28 @@ class _Training:
         self.record.line(
             "metrics.jsonl", {"step": step, **named, **{f"time/{k}": v for k, v in took.items()}}
         )
-        self._watch(values)
-        select = self.job.eval.select
-        if select is None or self.job.suite is None:
-            return
-        if select not in values:
-            raise Failure(f"eval.select: no metric gives {select!r}; there is {sorted(values)}")
-        sign = -1 if self.job.suite.higher_is_better(select) else 1
-        best = math.nan if self.best is None else sign * self.best["value"]
-        if sign * values[select] < best or math.isnan(best):  # a number beats what is none
-            self.best = {"step": step, "value": values[select]}
+        if self._within_bounds(values) and self._preferred(values):
+            self.best = {"step": step, "value": values.get(self.job.eval.select or "")}
             state = self.run.players["student"].state_dict(keep_vars=True)
             state = whole(state, keep=self.processes.main)
             if self.processes.main:
                 checkpoint.save_best(self.checkpoints, step, state)
 
-    def _watch(self, values: Mapping[str, float]) -> None:
+    def _preferred(self, values: Mapping[str, float]) -> bool:
+        """Whether this student is kept in place of the one that was, by ``eval.select``.
+
+        Without it the latest is; where ``eval.stop`` may end the run, it is set aside as well.
+        """
+        select, suite = self.job.eval.select, self.job.suite
+        if select is None or suite is None:
+            return suite is not None and bool(self.job.eval.stop)
+        if select not in values:
+            raise Failure(f"eval.select: no metric gives {select!r}; there is {sorted(values)}")
+        sign = -1 if suite.higher_is_better(select) else 1
+        best = math.nan if self.best is None else sign * self.best["value"]
+        return sign * values[select] < best or math.isnan(best)  # a number beats what is none
+
+    def _within_bounds(self, values: Mapping[str, float]) -> bool:
         """Ends the run where a number of ``eval.stop`` got too much worse than it was."""
         for name, margin in self.job.eval.stop.items():
             better = self.job.suite.columns()[name]["better"] if self.job.suite else None
@@ -225,10 +231,13 @@ class _Training:
                 self.readings[name] = value
             if not worse <= margin and not self.ended:
                 self.ended = True
+                kept = self.best["step"] if self.best else self.run.step
                 self.run.note(
                     f"Stopped at step {self.run.step}: {name} came to {value:.4g} from "
-                    f"{before:.4g}, and eval.stop allows a change of {margin:g} for the worse"
+                    f"{before:.4g}, and eval.stop allows a change of {margin:g} for the worse. "
+                    f"The student is that of step {kept}"
                 )
+        return not self.ended
 
     def _save(self) -> None:
         randoms = self.processes.everyone(checkpoint.random_state())

@@ -17,7 +17,7 @@ MOST_ROWS = 256
 """Rows of a block where the budget allows more: matrix products gain nothing beyond."""
 MOST_VALUES = 8
 """Numbers a row that an objective may return side by side, where several are measured at once."""
-TILE = 2048
+TILE = 1024
 """Tokens whose logits are made by one product: larger ones leave the cache."""
 SLICE = 2**17
 """Logits that the objective sees at once: what it makes on the way stays in the cache."""
@@ -95,22 +95,29 @@ def scored(task: Task, again: Callable[[], Tensor]) -> Tensor | None:
 class _Walk:
     """A walk over all rows in blocks: their ``values``, and ``gradients`` of ``task.tensors``.
 
-    Gradients, by place in ``task.tensors``, are made where such a tensor learns: of the sum of
-    the values, each times its entry of ``scale`` [N]. The logits of a block are made once, by
-    tiles of the vocabulary; slice by slice the gradient takes the place of the student's.
+    The logits of a block are made once, by tiles of the vocabulary; slice by slice their gradient,
+    that of each value times its entry of ``scale`` [N], takes the place of the student's. From
+    there it is multiplied on to states and head, except for the ``last`` block: it waits for the
+    gradient that arrives in the backward pass, so that scaling by it costs no pass of its own.
     """
 
     def __init__(self, task: Task, *, learning: bool = False, scale: Tensor | None = None) -> None:
         self.task, self.learning, self.scale = task, learning, scale
-        self.values = task.rows.new_empty(0)
+        self.values = self.last = task.rows.new_empty(0)
+        self.last_at = slice(0, 0)
+        self.gradients: dict[int, Tensor] = {}
         bias = task.head.bias
         self.head = replace(task.head, bias=None if bias is None else bias.detach())
-        self.gradients = {
-            # filled, though most of it is written to: a product into untouched memory takes thrice
-            place: torch.zeros_like(tensor, dtype=_exact(tensor))
-            for place, tensor in enumerate(task.tensors)
-            if learning and tensor is not None and tensor.requires_grad
-        }
+
+    def gradient(self, place: int) -> Tensor | None:
+        """That of ``task.tensors[place]``, from zeros at first; None where it does not learn."""
+        tensor = self.task.tensors[place]
+        if tensor is None or not self.learning or not tensor.requires_grad:
+            return None
+        if place not in self.gradients:
+            # filled, though most of it is written to: a product into untouched memory is slow
+            self.gradients[place] = torch.zeros_like(tensor, dtype=_exact(tensor))
+        return self.gradients[place]
 
     @torch.no_grad()
     def go(self) -> bool:
@@ -122,14 +129,35 @@ class _Walk:
             other = task.theirs.new_empty(size, task.width, dtype=_exact(task.theirs))
         with torch.autocast(task.rows.device.type, enabled=False):
             for start in range(0, max(1, len(task.rows)), size):
+                if self.learning and start:
+                    self._spread(1.0)
                 at = slice(start, min(start + size, len(task.rows)))
-                if not self._block(at, own, other):
+                self.last_at, self.last = at, own[: at.stop - at.start]
+                if not self._block(other):
                     return False
         return True
 
-    def _block(self, at: slice, own: Tensor, other: Tensor | None) -> bool:
-        task, n = self.task, at.stop - at.start
-        own = _products(task.rows[at], task.head, own[:n])
+    @torch.no_grad()
+    def finished(self, slope: Tensor) -> dict[int, Tensor]:
+        """``gradients`` of the sum of the values, each times its entry of ``slope`` [N]."""
+        same = bool((slope == slope[:1]).all())
+        if not same and self.last_at.start:  # earlier blocks are summed up already
+            walk = _Walk(self.task, learning=True, scale=slope)
+            walk.go()
+            return walk.finished(torch.ones_like(slope))
+        if not same:
+            self.last *= slope.unsqueeze(-1)
+        for place, made in self.gradients.items():
+            if place not in (1, 2):  # has an entry a row, those of the last block yet to come
+                made *= slope.view(-1, *[1] * (made.dim() - 1))
+        with torch.autocast(slope.device.type, enabled=False):
+            self._spread(float(slope[0]) if same and len(slope) else 1.0)
+        return self.gradients
+
+    def _block(self, other: Tensor | None) -> bool:
+        task, at = self.task, self.last_at
+        n = at.stop - at.start
+        own = _products(task.rows[at], task.head, self.last)
         targets = None if task.theirs is None else task.theirs[at]
         if targets is not None and other is not None and task.their_head is not None:
             targets = _products(targets, task.their_head, other[:n])
@@ -141,8 +169,6 @@ class _Walk:
                 goal = task.their_head.finished(goal)
             if not self._slice(slice(at.start + low, at.start + part.stop), own[part], goal):
                 return False
-        if self.learning:
-            self._spread(at, own)
         return True
 
     def _slice(self, at: slice, own: Tensor, goal: Tensor | None) -> bool:
@@ -152,8 +178,8 @@ class _Walk:
         inputs = [
             tensor
             if tensor is None
-            else tensor[at].detach().requires_grad_(place in self.gradients)
-            for place, tensor in enumerate(task.inputs.values(), start=3)
+            else tensor[at].detach().requires_grad_(self.learning and tensor.requires_grad)
+            for tensor in task.inputs.values()
         ]
         labels = None if task.labels is None else task.labels[at]
         with torch.set_grad_enabled(self.learning):
@@ -170,23 +196,30 @@ class _Walk:
         if value.requires_grad:
             factors = torch.ones_like(value) if self.scale is None else self.scale[at].to(value)
             slopes = torch.autograd.grad(value, leaves, factors, allow_unused=True)
-        places = [own, *(made[at] for place, made in self.gradients.items() if place > 2)]
+        made = (self.gradient(place) for place in range(3, len(task.tensors)))
+        places = [own, *(one[at] for one in made if one is not None)]
         for place, slope in zip(places, slopes, strict=True):
             place.zero_() if slope is None else place.copy_(slope)
         return True
 
-    def _spread(self, at: slice, slopes: Tensor) -> None:
-        """From the gradient of a block's logits to those of its states, the weight, the bias."""
-        task, made = self.task, self.gradients
+    def _spread(self, factor: float) -> None:
+        """From the gradient of the last block's logits to those of states, weight and bias.
+
+        It and the sums of blocks before it are multiplied by ``factor``.
+        """
+        task, at, slopes = self.task, self.last_at, self.last
         rows, dtype = task.rows[at], _fast(task.rows, slopes)
+        hidden, weight, bias = (self.gradient(place) for place in range(3))
+        before = factor if at.start else 0.0
         for low in range(0, task.width, TILE):
             part = slice(low, min(low + TILE, task.width))
-            if 0 in made:
-                _add(made[0][at], slopes[:, part], task.head.weight[part], dtype, first=low == 0)
-            if 1 in made:
-                _add(made[1][part], slopes[:, part].T, rows, dtype, first=at.start == 0)
-        if 2 in made:
-            made[2][: task.width] += slopes.sum(0)
+            tile, theirs = slopes[:, part], task.head.weight[part]
+            if hidden is not None:
+                _add(hidden[at], tile, theirs, dtype, float(low > 0), factor)
+            if weight is not None:
+                _add(weight[part], tile.T, rows, dtype, before, factor)
+        if bias is not None:
+            bias.mul_(factor)[: task.width].add_(slopes.sum(0), alpha=factor)
 
 
 class _Deposit(torch.autograd.Function):
@@ -205,13 +238,8 @@ class _Deposit(torch.autograd.Function):
         tensors = ctx.saved_tensors  # raises where one was changed in place since
         if walk is None or torch.is_grad_enabled():
             return None, None, *_by_graph(ctx, slope)
-        if not (slope == slope[:1]).all():
-            walk = _Walk(walk.task, learning=True, scale=slope)
-            walk.go()
-        elif len(slope) and (factor := slope[0]) != 1:
-            for made in walk.gradients.values():
-                made.mul_(factor)
-        made, walk.gradients = walk.gradients, {}
+        made = walk.finished(slope)
+        del walk
         # popped: autograd takes over a tensor that nobody else holds, without a copy
         return (
             None,
@@ -239,19 +267,19 @@ def _products(rows: Tensor, head: Head, out: Tensor) -> Tensor:
     dtype = _fast(rows, out)
     for low in range(0, out.shape[1], TILE):
         part = slice(low, min(low + TILE, out.shape[1]))
-        _add(out[:, part], rows, head.weight[part].T, dtype, first=True)
+        _add(out[:, part], rows, head.weight[part].T, dtype, 0.0, 1.0)
     return out
 
 
-def _add(out: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, *, first: bool) -> None:
-    """``out += a @ b``, or ``out = a @ b`` where it is the first; multiplied in ``dtype``."""
-    a, b, beta = a.to(dtype), b.to(dtype), 0 if first else 1
+def _add(out: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, beta: float, alpha: float) -> None:
+    """``out = beta out + alpha a @ b``, multiplied in ``dtype``; beta 0 does not read ``out``."""
+    a, b = a.to(dtype), b.to(dtype)
     if dtype == out.dtype:
-        torch.addmm(out, a, b, beta=beta, out=out)
-    elif first:
-        out.copy_(a @ b)
+        torch.addmm(out, a, b, beta=beta, alpha=alpha, out=out)
+    elif beta:
+        out.mul_(beta).add_(a @ b, alpha=alpha)
     else:
-        out.add_(a @ b)
+        out.copy_(a @ b).mul_(alpha)
 
 
 def _fast(rows: Tensor, out: Tensor) -> torch.dtype:

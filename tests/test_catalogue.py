@@ -108,8 +108,8 @@ def test_a_class_of_ones_own_is_loaded_by_its_module(
 @pytest.mark.parametrize(
     ("given", "follow"),
     [
-        ({"hidden"}, {"hidden", "logits", "topk", "sampled", "logprobs"}),
-        ({"topk", "text"}, {"topk", "text"}),
+        ({"hidden"}, {"hidden", "logits", "topk", "sampled", "sparse", "logprobs"}),
+        ({"topk", "text"}, {"topk", "sparse", "text"}),
         (set(), set()),
     ],
 )

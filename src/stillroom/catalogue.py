@@ -39,6 +39,7 @@ SIGNALS = {
     "logprobs": "log-probabilities of its own words",
     "topk": "the k largest log-probabilities",
     "sampled": "tokens sampled from its distribution",
+    "sparse": "probabilities of some tokens at least: topk, sampled, or logits of all",
     "logits": "scores of every token or class, for given inputs",
     "hidden": "the last state and the head that reads it",
     "features": "states of named layers",
@@ -46,7 +47,12 @@ SIGNALS = {
     "gradient": "gradients through to its input",
     "weights": "its parameters",
 }
-_IMPLIES = {"hidden": {"logits"}, "logits": {"topk", "sampled", "logprobs"}}
+_IMPLIES = {
+    "hidden": {"logits"},
+    "logits": {"topk", "sampled", "logprobs"},
+    "topk": {"sparse"},
+    "sampled": {"sparse"},
+}
 
 
 def closure(signals: Set[str]) -> frozenset[str]:

@@ -192,9 +192,12 @@ CHANGES = {
     ),
     "a signal that the teacher lacks": (
         {"method": {"name": "kd"}},
-        ["KD", "logits", "recorded", "fit this teacher: gad, ps_kd, seqkd"],
+        ["KD", "sparse (probabilities of some", "recorded", "fit this teacher: gad, ps_kd, seqkd"],
     ),
-    "a teacher asked for the unseen": ({"method": {"name": "gkd"}}, ["GKD", "logits", "fit"]),
+    "a teacher asked for the unseen": (
+        {"method": {"name": "gkd"}},
+        ["GKD", "topk (the k largest", "fit"],
+    ),
     "two students": (
         {"student/model": "somewhere"},
         ["student", "one of 'model'", "'lm'", "got model, lm"],

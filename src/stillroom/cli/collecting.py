@@ -26,12 +26,19 @@ Price = Annotated[
 
 
 def collect(
-    prompts: Annotated[str, typer.Argument(help="Rows with prompt or messages, in any form.")],
+    prompts: Annotated[
+        str, typer.Argument(help="Rows with prompt or messages, in any form; or a recipe (scores).")
+    ],
     teacher: Annotated[
         str, typer.Option(help="openai:MODEL, a hub name, folder, FILE.gguf or package:NAME.")
     ],
-    store: Annotated[Path, typer.Option(help="Folder in which all answers are kept.")],
-    out: Annotated[Path, typer.Option(help="JSON Lines to write: the rows with 'completion'.")],
+    store: Annotated[Path, typer.Option(help="Folder in which all is kept.")],
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines to write: the rows with 'completion'.")
+    ] = None,
+    signals: Annotated[
+        str, typer.Option(help="text, or scores of the rows: hidden, logits, topk:K, sampled:N.")
+    ] = "text",
     base_url: Annotated[
         str | None, typer.Option(help="Of the server, up to and with /v1; OpenAI's if none.")
     ] = None,
@@ -64,11 +71,19 @@ def collect(
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for an answer.")] = 600.0,
 ) -> None:
-    """Ask a teacher for answers to a file of prompts.
+    """Ask a teacher for answers to a file of prompts, or for scores of answers that are there.
 
     What has arrived is kept in the store and never asked for again: the same command goes on after
     a kill, a fault or a budget. What was dropped, and what it cost, stands in OUT.ledger.json.
+
+    With --signals a model in this process scores every token of the rows' completions, for a
+    recipe whose teacher has the same 'signals' and 'store'; given the recipe, its rows are
+    rendered as it does.
     """
+    if signals != "text":
+        return _scores(prompts, teacher, store, signals, out)
+    if out is None:
+        raise Failure("--out: name the file that the answers are written to")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise Failure(f"--out: {out} must be a file in a folder that exists")
     from stillroom.store.answers import Store
@@ -90,6 +105,26 @@ def collect(
     ledger["estimate"] = {"about": budget.told(about), "at_most": budget.told(most)}
     _write(out, answered(named, cached, n, keep_truncated=keep_truncated), ledger)
     _tell(out, cached, ledger)
+
+
+def _scores(prompts: str, teacher: str, store: Path, signals: str, out: Path | None) -> None:
+    if out is not None:
+        raise Failure("--out goes with answers; scores are kept in --store alone")
+    if teacher.startswith(OPENAI):
+        raise Failure(f"--signals {signals} takes a model in this process, not {teacher!r}")
+    quiet()
+    from stillroom.config.scored import scored
+    from stillroom.config.specs import TeacherSpec
+    from stillroom.teachers.stored import Stored
+
+    told = TeacherSpec(model=teacher, store=str(store), signals=signals)
+    for name, found in scored(prompts, told):
+        assert isinstance(found, Stored)
+        size = found.arrays.nbytes / max(1, found.rows)
+        typer.echo(
+            f"{name}: {signals} of {len(found.arrays)} sequences in {found.arrays.folder}, "
+            f"{found.rows:,} tokens, {size:,.1f} bytes each"
+        )
 
 
 def _rows(prompts: str) -> list[tuple[str, Row]]:

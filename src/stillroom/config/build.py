@@ -14,13 +14,14 @@ import torch
 from stillroom.catalogue import nearest
 from stillroom.config import students
 from stillroom.config.recipe import Recipe
+from stillroom.config.stored import stored
 from stillroom.config.students import Beginning
 from stillroom.config.teachers import teacher
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
-from stillroom.data.text import Renderer
+from stillroom.data.text import Renderer, TextData
 from stillroom.engine.parallel import Processes
 from stillroom.engine.run import check_needs
 from stillroom.engine.training import Job, train
@@ -30,6 +31,7 @@ from stillroom.models.sources import fingerprint, resolved
 from stillroom.models.text import CausalLM
 from stillroom.pipelines._stages import code_of, stage
 from stillroom.teachers.local import Local
+from stillroom.teachers.stored import Stored
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,8 @@ class Parts:
     rows: Sequence[Row] | None = None
     splits: Mapping[str, Data] = field(default_factory=dict)
     ask: bool = True
-    """Whether a teacher is asked for answers that the data lack; else these rows are left out."""
+    """Whether a teacher is asked for answers that the data lack, and for scores that a store lacks;
+    else these rows are left out, and these scores are not there."""
 
 
 def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> Job:
@@ -125,10 +128,13 @@ def _job(  # noqa: PLR0913 - what was made of each section
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
     tokenizer = renderer.tokenizer if renderer else None
-    teachers = {"teacher": parts.teacher or teacher(recipe, student, tokenizer)}
+    teachers = {"teacher": parts.teacher or _teacher(recipe, student, tokenizer, splits, parts.ask)}
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
+    for one in teachers.values():
+        if isinstance(one, Stored) and student.view is not None:
+            one.narrow(student.view)
     evaluated = {name: splits[name] for name in ("validation", "test") if name in splits}
     suite = Suite(
         recipe.eval.metrics,
@@ -159,6 +165,16 @@ def _job(  # noqa: PLR0913 - what was made of each section
         ledger=ledger,
         stages=stages or {},
     )
+
+
+def _teacher(
+    recipe: Recipe, student: Any, tokenizer: Any, splits: Mapping[str, Data], ask: bool
+) -> Teacher:
+    if recipe.teacher.signals is not None:
+        data = [texts for texts in splits.values() if isinstance(texts, TextData)]
+        budget = recipe.train.tokens_per_micro
+        return stored(recipe.teacher, tokenizer, data, ask=ask, budget=budget)
+    return teacher(recipe, student, tokenizer)
 
 
 def _judge(

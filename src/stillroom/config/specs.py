@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from stillroom.store.requests import Decoding
 from stillroom.teachers.api import address
+from stillroom.teachers.stored import Kept
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -121,6 +122,9 @@ class TeacherSpec:
         price: dollars a million tokens of prompt and of answer, where the known ones do not hold.
         sampling: of its answers.
         keep_truncated: keeps answers that met ``sampling.max_tokens``.
+        signals: what of a model's scores of the data is kept in ``store``, and learned from without
+            the model: ``hidden``, ``logits``, ``topk:K`` or ``sampled:N``. ``model`` scores what
+            the store lacks; without it the store must hold all.
         terms: under which terms its text or weights may be used; shown in the model card.
     """
 
@@ -143,11 +147,14 @@ class TeacherSpec:
     price: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]] | None = None
     sampling: Decoding = field(default_factory=Decoding)
     keep_truncated: bool = False
+    signals: str | None = None
     terms: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_url is not None:
             address(self.base_url)
+        if self.signals is not None:
+            Kept.of(self.signals)
 
 
 @dataclass(frozen=True, kw_only=True)

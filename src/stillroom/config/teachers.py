@@ -35,13 +35,14 @@ def teacher(recipe: Recipe, student: Any, tokenizer: Any) -> Teacher:
     if len(named) != 1:
         raise Failure(
             f"teacher: give one of {', '.join(KINDS)}; got {', '.join(named) or 'none'} "
-            "('recorded: true' where the data hold its answers)"
+            "('recorded: true' where the data hold its answers, 'signals' and 'store' where a "
+            "store holds its scores)"
         )
     if told.recorded or told.api:  # its answers stand in the data by now
         return Recorded()
     with within(f"teacher.{named[0]}"):
         if told.model is not None:
-            if tokenizer is not None and (how := _differs(told, tokenizer)):
+            if tokenizer is not None and (how := differs(told, tokenizer)):
                 if recipe.method.needs.teacher <= {"text"}:
                     return Recorded()
                 raise Failure(
@@ -62,7 +63,7 @@ def _on_base(student: Any, adapter: str | None) -> AdaptedLM:
     return student.base() if adapter is None else student.other(adapter)
 
 
-def _differs(told: TeacherSpec, tokenizer: Any) -> str | None:
+def differs(told: TeacherSpec, tokenizer: Any) -> str | None:
     """How the teacher's tokenizer differs from the student's, if it does; sizes say nothing.
 
     Raises:

@@ -15,7 +15,7 @@ from stillroom.core.method import (
     Term,
     Update,
 )
-from stillroom.core.signals import Head, Signals
+from stillroom.core.signals import Head, Signals, Sparse
 from stillroom.failures import Failure
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Run",
     "Setup",
     "Signals",
+    "Sparse",
     "Teacher",
     "Term",
     "Update",

@@ -127,6 +127,9 @@ class Method:
     modality: ClassVar[str] = "any"
     family: ClassVar[str] = ""
 
+    def check(self, teacher: Teacher) -> None:
+        """Before the first step: raises Failure where a field does not suit the teacher."""
+
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         """Further networks: projectors, critic, frozen snapshots, tables."""
         return {}

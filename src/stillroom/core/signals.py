@@ -61,11 +61,60 @@ class Head:
         return at
 
 
+class Sparse(Bag):
+    """Some tokens of each row's distribution over a vocabulary of ``vocab`` tokens.
+
+    The largest (signal ``topk``): ``ids`` [N, k], log-probabilities ``logp`` [N, k], and ``tail``
+    [N], the log of what all other tokens have together. Draws (``sampled``), where ``tail`` is
+    absent: ``logp`` are logs of weights, which estimate the probabilities without bias. A place
+    without a token has ``logp`` -inf.
+    """
+
+    requires_grad = False
+
+    @property
+    def drawn(self) -> bool:
+        return "tail" not in self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the logits that it stands for: rows, tokens of the vocabulary."""
+        return len(self["ids"]), self["vocab"]
+
+    def __getitem__(self, what: Any) -> Any:
+        """An entry by name, or some rows by a slice."""
+        if not isinstance(what, slice):
+            return super().__getitem__(what)
+        return Sparse({k: v[what] if isinstance(v, Tensor) else v for k, v in self.items()})
+
+    def split(self, size: int) -> list[Sparse]:
+        """Blocks of so many rows."""
+        return [self[i : i + size] for i in range(0, max(1, self.shape[0]), size)]
+
+    def below(self, vocab: int) -> Sparse:
+        """What it says of the first ``vocab`` tokens; the others' places become empty."""
+        logp = self["logp"].masked_fill(self["ids"] >= vocab, -torch.inf)
+        return Sparse(
+            {**self, "ids": self["ids"].clamp_max(vocab - 1), "logp": logp, "vocab": vocab}
+        )
+
+    def __truediv__(self, temperature: float) -> Sparse:
+        """The same at temperature 1; at any other it would take the logits of all tokens."""
+        if temperature == 1:
+            return self
+        raise Failure(
+            f"a temperature of {temperature:g} softens all scores, and this teacher gives "
+            f"{'draws' if self.drawn else 'the largest'} alone: set it to 1, or take a teacher "
+            "that gives logits"
+        )
+
+
 class Signals(Bag):
     """What a network says about a batch.
 
-    ``hidden`` [N, d] with ``head`` (text, at ``rows``), or ``logits`` [B, C] (classes), and
-    ``features`` {layer: [B, d]}. On text ``logits`` is made from ``hidden`` only while it is small.
+    ``hidden`` [N, d] with ``head`` (text, at ``rows``), ``logits`` [B, C] (classes), or ``sparse``
+    (text), and ``features`` {layer: [B, d]}. On text ``logits`` is made from ``hidden`` only while
+    it is small.
     """
 
     def __getattr__(self, name: str) -> Any:

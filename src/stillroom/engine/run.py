@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.catalogue import closure, fitting
+from stillroom.catalogue import SIGNALS, closure, fitting
 from stillroom.core import Batch, Failure, Method, Signals, Teacher
 from stillroom.data.streams import Stream
 from stillroom.data.text import collate, prompts_of
@@ -234,10 +234,12 @@ def check_needs(method: Method, student: Any, teachers: Mapping[str, Teacher]) -
         signals, fresh = closure(set(teacher.signals)), teacher.fresh
         missing = set(needs.teacher) - signals
         if missing or (needs.fresh and not fresh):
-            lack = sorted(missing) or "answers about new sequences"
+            told = [f"{signal} ({SIGNALS[signal]})" for signal in sorted(missing)]
+            lack = ", ".join(told) or "answers about new sequences"
             fits = ", ".join(fitting(signals, fresh)) or "none yet"
             raise Failure(
                 f"{name} needs {lack} from its {label}, but this one gives {sorted(signals)}"
                 f"{'' if fresh else ' about recorded sequences only'}. "
                 f"Methods that fit this teacher: {fits}"
             )
+        method.check(teacher)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.core import Failure, Head, Objective
+from stillroom.core import Failure, Head, Objective, Sparse
 
 BUDGET = 2**28
 """Bytes that the logits of one block of rows may take, both sides together, in float32."""
@@ -27,13 +27,13 @@ SLICE = 2**17
 class Task:
     """What ``per_row`` was asked, checked; labels count the head's rows.
 
-    ``theirs`` [N, d] or, without ``their_head``, logits [N, V].
+    ``theirs`` [N, d] or, without ``their_head``, logits [N, V] or some tokens of each row.
     """
 
     objective: Objective
     rows: Tensor
     head: Head
-    theirs: Tensor | None
+    theirs: Tensor | Sparse | None
     their_head: Head | None
     labels: Tensor | None
     inputs: Mapping[str, Tensor | None]
@@ -46,8 +46,9 @@ class Task:
     @property
     def widths(self) -> tuple[int, int]:
         """Columns of the logits of both sides; 0 where there is no teacher."""
-        theirs = 0 if self.theirs is None else self.theirs.shape[-1]
-        return len(self.head.weight), theirs if not self.their_head else len(self.their_head.weight)
+        if self.their_head is not None:
+            return len(self.head.weight), len(self.their_head.weight)
+        return len(self.head.weight), 0 if self.theirs is None else self.theirs.shape[-1]
 
     @property
     def width(self) -> int:
@@ -58,7 +59,13 @@ class Task:
     def block_size(self) -> int:
         return max(1, min(MOST_ROWS, len(self.rows), BUDGET // (4 * sum(self.widths))))
 
-    def value(self, student: Tensor, teacher: Tensor | None, *others: Tensor | None) -> Tensor:
+    def narrowed(self, theirs: Any) -> Any:
+        """Logits of the columns that both have; of some tokens a row, those among the columns."""
+        if theirs is None or theirs.shape[-1] <= self.width:
+            return theirs
+        return theirs.below(self.width) if isinstance(theirs, Sparse) else theirs[:, : self.width]
+
+    def value(self, student: Tensor, teacher: Any, *others: Tensor | None) -> Tensor:
         """The objective on some rows: logits of both, labels, row inputs."""
         labels, *inputs = others
         named = dict(zip(self.inputs, inputs, strict=True))
@@ -125,7 +132,7 @@ class _Walk:
         task, size = self.task, self.task.block_size
         own = task.rows.new_empty(size, task.width, dtype=_exact(task.rows))
         other = None
-        if task.theirs is not None and task.their_head is not None:
+        if isinstance(task.theirs, Tensor) and task.their_head is not None:
             other = task.theirs.new_empty(size, task.width, dtype=_exact(task.theirs))
         with torch.autocast(task.rows.device.type, enabled=False):
             for start in range(0, max(1, len(task.rows)), size):
@@ -158,20 +165,20 @@ class _Walk:
         task, at = self.task, self.last_at
         n = at.stop - at.start
         own = _products(task.rows[at], task.head, self.last)
-        targets = None if task.theirs is None else task.theirs[at]
-        if targets is not None and other is not None and task.their_head is not None:
+        targets: Any = None if task.theirs is None else task.theirs[at]
+        if other is not None and task.their_head is not None:
             targets = _products(targets, task.their_head, other[:n])
         step = max(1, SLICE // task.width)
         for low in range(0, max(1, n), step):
             part = slice(low, min(low + step, n))
-            goal = None if targets is None else targets[part, : task.width]
+            goal = None if targets is None else task.narrowed(targets[part])
             if goal is not None and task.their_head is not None:
                 goal = task.their_head.finished(goal)
             if not self._slice(slice(at.start + low, at.start + part.stop), own[part], goal):
                 return False
         return True
 
-    def _slice(self, at: slice, own: Tensor, goal: Tensor | None) -> bool:
+    def _slice(self, at: slice, own: Tensor, goal: Any) -> bool:
         """Values of a few rows; afterwards ``own`` is their gradient."""
         task = self.task
         leaf = own.detach().requires_grad_(self.learning)

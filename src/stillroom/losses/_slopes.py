@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.core import Failure
+from stillroom.core import Failure, Sparse
+from stillroom.losses.sparse import coarse
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
 
@@ -61,8 +62,10 @@ def skew_reverse_kl(log_s: Tensor, log_t: Tensor, *, alpha: float) -> tuple[Tens
     return value, terms.sub_(p_s.mul_(terms.sum(-1, keepdim=True)))
 
 
-def log_probs(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def log_probs(student: Tensor, teacher: Tensor | Sparse) -> tuple[Tensor, Tensor]:
     """Log-probabilities of both, in one dtype that has at least the precision of float32."""
+    if isinstance(teacher, Sparse):
+        return coarse(student, teacher)
     if student.shape[-1] != teacher.shape[-1]:
         raise Failure(
             f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} "
@@ -72,17 +75,21 @@ def log_probs(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student.log_softmax(-1, dtype=dtype), teacher.log_softmax(-1, dtype=dtype)
 
 
-def by_formula(slope: Slope) -> Callable[..., Any]:
+def by_formula(slope: Slope, of_draws: Callable[..., Tensor] | None = None) -> Callable[..., Any]:
     """Makes a divergence take its gradient for the student from ``slope``.
 
     Where the teacher learns too, where nothing does and in second derivatives the plain formula
-    stands. Options go to both.
+    stands. Options go to both. A teacher's draws go to ``of_draws``.
     """
 
     def decorate(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(plain)
-        def chosen(student: Tensor, teacher: Tensor, **options: float) -> Tensor:
+        def chosen(student: Tensor, teacher: Tensor | Sparse, **options: float) -> Tensor:
             whole = partial(plain, **options)
+            if isinstance(teacher, Sparse):
+                if teacher.drawn and of_draws is not None:
+                    return of_draws(student, teacher)
+                student, teacher = coarse(student, teacher)
             if not (torch.is_grad_enabled() and student.requires_grad) or teacher.requires_grad:
                 return whole(student, teacher)
             return _ByFormula.apply(student, teacher, whole, partial(slope, **options))

@@ -6,6 +6,9 @@ nothing else may stand here. All work on log-probabilities, in float32 where les
 float64 where that is given. Gradients flow to both arguments; what must not learn is detached by
 the caller. A squared temperature is the business of the caller, too.
 
+The teacher may give some tokens alone (``core.Sparse``): with its largest ones and the rest as one
+more, both sides become distributions over ``k + 1`` classes; its draws serve forward KL alone.
+
 A logit of ``-inf`` rules a token out. ``0 log 0`` is 0, so a token that both sides rule out adds
 nothing to value and gradient. A Kullback-Leibler sum is infinite, and says so, where the second
 distribution rules out what the first one allows.
@@ -21,11 +24,12 @@ from torch import Tensor
 from stillroom.core import Failure
 from stillroom.losses import _slopes
 from stillroom.losses._slopes import by_formula, log_probs
+from stillroom.losses.sparse import forward_kl_of_draws
 
 SKEWED = "0 is the plain KL divergence, at 1 nothing is left of it"
 
 
-@by_formula(_slopes.forward_kl)
+@by_formula(_slopes.forward_kl, of_draws=forward_kl_of_draws)
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """Forward KL divergence, mode-covering: the loss of classic knowledge distillation.
 

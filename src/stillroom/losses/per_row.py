@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ def per_row(
     inputs ([N, ...] or None), never on top.
 
     ``student`` has ``logits`` [N, C] (classes: one call), or ``hidden`` [N, d] and ``head``
-    (text). ``teacher`` has one or the other; where it is None or has neither, its logits are None.
+    (text). ``teacher`` has one or the other, or ``sparse``, which the objective gets in place of
+    its logits; where it is None or has none of these, its logits are None.
     Gradients reach hidden states, heads, row inputs, and whatever the objective holds.
 
     On text value and gradients are made in one pass over the heads, four matrix products and none
@@ -53,7 +54,7 @@ def per_row(
     different tokens, or where the objective returns another shape.
     """
     (rows, head), (theirs, their_head) = _source(student), _source(teacher)
-    if rows is None:
+    if not isinstance(rows, Tensor):
         raise Failure(
             "per_row needs a student with logits, or with hidden and head; "
             f"this one has {sorted(student)}"
@@ -62,7 +63,8 @@ def per_row(
     if theirs is not None:
         _check_tokens(head, their_head)
     if head is None:
-        targets = theirs if theirs is None or their_head is None else their_head.logits(theirs)
+        whole: Any = theirs
+        targets = whole if their_head is None else their_head.logits(whole)
         return checked(objective(rows, targets, labels, **row_inputs), len(rows))
     labels = labels if labels is None else head.columns(labels)
     task = Task(objective, rows, head, theirs, their_head, labels, row_inputs)
@@ -77,17 +79,16 @@ def per_row(
 def _recomputed(task: Task) -> Tensor:
     """Blocks of rows with their graph, each computed once more in the backward pass."""
 
-    def block(rows: Tensor, theirs: Tensor | None, *others: Tensor | None) -> Tensor:
-        targets = theirs
-        if theirs is not None:
-            whole = theirs if task.their_head is None else task.their_head.logits(theirs)
-            targets = whole[:, : task.width]
+    def block(rows: Tensor, theirs: Any, *others: Tensor | None) -> Tensor:
+        targets = theirs if task.their_head is None else task.their_head.logits(theirs)
+        targets = task.narrowed(targets)
         return task.value(task.head.logits(rows)[:, : task.width], targets, *others)
 
     # split, not slices: each slice would send back a gradient of all N rows
-    absent = [None] * len(task.rows.split(task.block_size))
-    cells = (task.rows, task.theirs, task.labels, *task.inputs.values())
-    columns = [absent if cell is None else cell.split(task.block_size) for cell in cells]
+    size = task.block_size
+    absent = [None] * len(task.rows.split(size))
+    cells: tuple[Any, ...] = (task.rows, task.theirs, task.labels, *task.inputs.values())
+    columns = [absent if cell is None else cell.split(size) for cell in cells]
     values = [
         checkpoint(block, *row, use_reentrant=False, preserve_rng_state=False)
         for row in zip(*columns, strict=True)
@@ -95,23 +96,23 @@ def _recomputed(task: Task) -> Tensor:
     return torch.cat(cast(list[Tensor], values))
 
 
-def _source(signals: Signals | None) -> tuple[Tensor | None, Head | None]:
+def _source(signals: Signals | None) -> tuple[Any, Head | None]:
     """Something a row, and the head that makes logits of it; None where it is logits already."""
     if signals is not None and "logits" in signals:
         return signals["logits"], None
     if signals is not None and "hidden" in signals:
         return signals["hidden"], signals.head
-    return None, None
+    return None if signals is None else signals.get("sparse"), None
 
 
-def _learns(rows: Tensor | None, head: Head | None) -> bool:
+def _learns(rows: Any, head: Head | None) -> bool:
     parts = [rows, *((head.weight, head.bias) if head else ())]
     return any(part is not None and part.requires_grad for part in parts)
 
 
-def _check_lengths(rows: int, given: Mapping[str, Tensor | None]) -> None:
+def _check_lengths(rows: int, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if value is not None and (value.dim() == 0 or len(value) != rows):
+        if value is not None and (not value.shape or value.shape[0] != rows):
             raise Failure(
                 f"per_row has {rows} student rows, but {name} of shape {list(value.shape)}; "
                 "give one entry a row (constants belong into the objective)"

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from stillroom.core import Batch, Method, Run, Signals, Term
+from stillroom.core import Batch, Method, Run, Signals, Teacher, Term
 from stillroom.losses.per_row import per_row
+from stillroom.losses.sparse import draws, top_k
 from stillroom.models.taps import LAST
 
 
@@ -17,9 +19,21 @@ from stillroom.models.taps import LAST
 class LogitMethod(Method):
     """A formula on the logits of one row: a token's on text, an example's on classes."""
 
-    def objective(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Logits [n, V], [n, V] and labels [n] to values [n]; each row alone."""
+    def objective(self, student: Tensor, teacher: Any, labels: Tensor) -> Tensor:
+        """Logits [n, V], [n, V] and labels [n] to values [n]; each row alone.
+
+        The teacher's are ``Sparse`` where it gives some tokens alone, and None without one.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define objective()")
+
+    def check(self, teacher: Teacher) -> None:
+        """Tries the objective on two rows of what a teacher gives that is less than logits."""
+        sparse = teacher.signals & {"topk", "sampled"}
+        if "logits" in teacher.signals or not sparse:
+            return
+        scores, half = torch.zeros(2, 5), torch.full((2, 2), 0.5)
+        told = top_k(scores, 2) if "topk" in sparse else draws(scores, half)
+        self.objective(scores, told, torch.zeros(2, dtype=torch.long))
 
     def loss(
         self, student: Signals, teacher: Signals, batch: Batch, nets: Mapping[str, Any]

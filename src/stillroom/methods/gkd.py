@@ -33,7 +33,7 @@ class GKD(TokenMethod):
         "2306.13649", "Agarwal et al., 2024", "On-Policy Distillation of Language Models: "
         "Learning from Self-Generated Mistakes"
     )  # fmt: skip
-    needs = Needs(teacher={"logits"}, student={"logits"}, rollouts=True, fresh=True)
+    needs = Needs(teacher={"topk"}, student={"logits"}, rollouts=True, fresh=True)
     modality = "text"
     family = "on-policy"
 

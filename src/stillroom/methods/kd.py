@@ -24,14 +24,15 @@ class KD(LogitMethod):
     Differences: the paper gives the weights as examples only; here they add up to one.
 
     Args:
-        temperature: T; higher shows more of the teacher's small probabilities.
+        temperature: T; higher shows more of the teacher's small probabilities. A teacher that gives
+            some tokens alone (top-k with the rest as one, draws) has temperature 1.
         label_weight: w, the share of the cross-entropy with the true label (the data's token).
     """
 
     paper = Paper(
         "1503.02531", "Hinton, Vinyals, Dean, 2015", "Distilling the Knowledge in a Neural Network"
     )
-    needs = Needs(teacher={"logits"}, student={"logits"})
+    needs = Needs(teacher={"sparse"}, student={"logits"})
     modality = "any"
     family = "logits"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from stillroom.failures import Failure
+from stillroom.store.locks import writing
 from stillroom.store.requests import Identity, Outcome, Tokens, digest
 
 FILE = "answers.sqlite"
@@ -91,24 +89,8 @@ class Store:
         Raises:
             Failure: another process does; it is named.
         """
-        name = self.folder / "writer"
-        try:
-            lock = FileLock(f"{name}.lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            who = name.read_text(encoding="utf-8") if name.is_file() else "another process"
-            raise Failure(
-                f"the store {self.folder} is being written by {who}: wait until it ends, or give "
-                "another folder"
-            ) from None
-        with lock:
-            try:
-                since = time.strftime("%Y-%m-%d %H:%M:%S")
-                host = os.uname().nodename if hasattr(os, "uname") else "this machine"
-                name.write_text(f"process {os.getpid()} on {host} since {since}", encoding="utf-8")
-                yield
-            finally:
-                lock.release()
+        with writing(self.folder):
+            yield
 
     def sources(self) -> list[Identity]:
         """The teachers whose answers it holds."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,6 +44,16 @@ def watched(cached: Cached) -> None:
             bar.update(task, completed=done, says=says)
 
         cached.run(tick)
+
+
+@contextmanager
+def counted(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the standard error; gives a function to call with how many more are done."""
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.update(task, advance=count)
 
 
 def _before(cached: Cached) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from stillroom.data.text import Renderer
 from stillroom.failures import Failure
@@ -50,8 +50,7 @@ class Writer:
             "model": name,
             "weights": weights,
             "dtype": str(model.model.dtype).removeprefix("torch."),
-            "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
-            "template": digest(tokenizer.chat_template),
+            **words(tokenizer),
         }
 
     def price(self) -> Price:
@@ -125,6 +124,26 @@ class Writer:
         return judged(text, "stop" if ended else "length", None, tokens)
 
 
+def words(tokenizer: Any) -> dict[str, str]:
+    """What tells a tokenizer and its chat template from others."""
+    return {
+        "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
+        "template": digest(tokenizer.chat_template),
+    }
+
+
+def weights_of(name: str, **told: Any) -> tuple[str, str]:
+    """The name that a model is shown by, and what tells its weights from others of that name.
+
+    Of a folder the hash of its files; else the hub's commit. ``told`` goes to ``from_pretrained``.
+    """
+    place = resolved(name)
+    folder = Path(place)
+    if folder.is_dir():
+        return (folder.resolve().name if name == place else name), _digest(folder)
+    return name, str(AutoConfig.from_pretrained(place, **told)._commit_hash)
+
+
 def writer(name: str, **options: Any) -> Writer:
     """A model that answers, by hub name, folder, GGUF file or ``package:NAME``.
 
@@ -144,10 +163,7 @@ def writer(name: str, **options: Any) -> Writer:
         tokenizer = AutoTokenizer.from_pretrained(place, **told)
     except (OSError, ValueError) as error:
         raise Failure(f"cannot load the tokenizer of {name!r}: {error}") from error
-    folder = Path(place)
-    shown = folder.resolve().name if name == place and folder.is_dir() else name
-    weights = _digest(folder) if folder.is_dir() else str(model.model.config._commit_hash)
-    return Writer(model, tokenizer, shown, weights)
+    return Writer(model, tokenizer, *weights_of(name, **told))
 
 
 def _digest(folder: Path) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stillroom.cli.common import quiet
+from stillroom.cli.common import OPENAI, quiet
+from stillroom.cli.scoring import scores
 from stillroom.failures import Failure
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from stillroom.teachers.asking import Source
     from stillroom.teachers.cached import Cached
 
-OPENAI = "openai:"
 Price = Annotated[
     str | None, typer.Option(help="IN,OUT: dollars a million tokens of prompt and of answer.")
 ]
@@ -81,7 +81,7 @@ def collect(
     rendered as it does.
     """
     if signals != "text":
-        return _scores(prompts, teacher, store, signals, out)
+        return scores(prompts, teacher, store, signals, out)
     if out is None:
         raise Failure("--out: name the file that the answers are written to")
     if out.is_dir() or not out.absolute().parent.is_dir():
@@ -105,26 +105,6 @@ def collect(
     ledger["estimate"] = {"about": budget.told(about), "at_most": budget.told(most)}
     _write(out, answered(named, cached, n, keep_truncated=keep_truncated), ledger)
     _tell(out, cached, ledger)
-
-
-def _scores(prompts: str, teacher: str, store: Path, signals: str, out: Path | None) -> None:
-    if out is not None:
-        raise Failure("--out goes with answers; scores are kept in --store alone")
-    if teacher.startswith(OPENAI):
-        raise Failure(f"--signals {signals} takes a model in this process, not {teacher!r}")
-    quiet()
-    from stillroom.config.scored import scored
-    from stillroom.config.specs import TeacherSpec
-    from stillroom.teachers.stored import Stored
-
-    told = TeacherSpec(model=teacher, store=str(store), signals=signals)
-    for name, found in scored(prompts, told):
-        assert isinstance(found, Stored)
-        size = found.arrays.nbytes / max(1, found.rows)
-        typer.echo(
-            f"{name}: {signals} of {len(found.arrays)} sequences in {found.arrays.folder}, "
-            f"{found.rows:,} tokens, {size:,.1f} bytes each"
-        )
 
 
 def _rows(prompts: str) -> list[tuple[str, Row]]:

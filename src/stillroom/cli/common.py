@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+OPENAI = "openai:"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Changes = Annotated[list[str] | None, typer.Argument(help="Changes, like train.steps=50.")]
 

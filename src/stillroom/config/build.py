@@ -14,14 +14,13 @@ import torch
 from stillroom.catalogue import nearest
 from stillroom.config import students
 from stillroom.config.recipe import Recipe
-from stillroom.config.stored import stored
+from stillroom.config.stored import told_by
 from stillroom.config.students import Beginning
-from stillroom.config.teachers import teacher
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
-from stillroom.data.text import Renderer, TextData
+from stillroom.data.text import Renderer
 from stillroom.engine.parallel import Processes
 from stillroom.engine.run import check_needs
 from stillroom.engine.training import Job, train
@@ -128,7 +127,9 @@ def _job(  # noqa: PLR0913 - what was made of each section
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
     tokenizer = renderer.tokenizer if renderer else None
-    teachers = {"teacher": parts.teacher or _teacher(recipe, student, tokenizer, splits, parts.ask)}
+    teachers = {
+        "teacher": parts.teacher or told_by(recipe, student, tokenizer, splits, ask=parts.ask)
+    }
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
@@ -165,16 +166,6 @@ def _job(  # noqa: PLR0913 - what was made of each section
         ledger=ledger,
         stages=stages or {},
     )
-
-
-def _teacher(
-    recipe: Recipe, student: Any, tokenizer: Any, splits: Mapping[str, Data], ask: bool
-) -> Teacher:
-    if recipe.teacher.signals is not None:
-        data = [texts for texts in splits.values() if isinstance(texts, TextData)]
-        budget = recipe.train.tokens_per_micro
-        return stored(recipe.teacher, tokenizer, data, ask=ask, budget=budget)
-    return teacher(recipe, student, tokenizer)
 
 
 def _judge(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.config.recipe import Recipe
 from stillroom.config.specs import TeacherSpec
-from stillroom.config.teachers import differs, options
+from stillroom.config.teachers import differs, options, teacher
 from stillroom.config.values import within
-from stillroom.core import Failure
+from stillroom.core import Failure, Teacher
 from stillroom.data.text import TextData
 from stillroom.engine.parallel import Processes
 from stillroom.models import text
@@ -25,6 +26,17 @@ from stillroom.teachers.writing import weights_of, words
 
 ROOM = "signals"
 """Folder of a store in which scores are."""
+
+
+def told_by(
+    recipe: Recipe, student: Any, tokenizer: Any, splits: Mapping[str, Any], *, ask: bool
+) -> Teacher:
+    """The recipe's teacher: what a store keeps of it, or itself."""
+    if recipe.teacher.signals is None:
+        return teacher(recipe, student, tokenizer)
+    data = [texts for texts in splits.values() if isinstance(texts, TextData)]
+    budget = recipe.train.tokens_per_micro
+    return stored(recipe.teacher, tokenizer, data, ask=ask, budget=budget)
 
 
 def stored(

@@ -176,3 +176,11 @@ def test_what_says_nothing_of_tokens_beyond_a_shorter_head_keeps_the_rest():
     # left: token 0 with .3, the rest with .5, hence .375 and .625; the student has .5 and .5
     wanted = 0.375 * math.log(0.375 / 0.5) + 0.625 * math.log(0.625 / 0.5)
     assert float(divergences.forward_kl(student, told)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_token_that_is_ruled_out_is_never_drawn():
+    """Not by the smallest of numbers, nor by the largest below 1."""
+    teacher = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]])
+    told = draws(teacher, torch.tensor([[0.0, 0.25, 0.75, 1 - 2**-24]]))
+    assert told.ids.tolist() == [[1, 2]]
+    assert told.logp.exp().tolist() == [[0.5, 0.5]]

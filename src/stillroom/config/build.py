@@ -127,9 +127,9 @@ def _job(  # noqa: PLR0913 - what was made of each section
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
     tokenizer = renderer.tokenizer if renderer else None
-    teachers = {
-        "teacher": parts.teacher or told_by(recipe, student, tokenizer, splits, ask=parts.ask)
-    }
+    world = texts.world if texts else None
+    told = {"world": world, "ask": parts.ask}
+    teachers = {"teacher": parts.teacher or told_by(recipe, student, tokenizer, splits, **told)}
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
@@ -143,7 +143,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         renderer=renderer,
         sampling=recipe.sampling,
         teachers=teachers,
-        world=texts.world if texts else None,
+        world=world,
         budget=recipe.train.tokens_per_micro,
         seed=recipe.run.seed,
         copies=recipe.eval.copies,

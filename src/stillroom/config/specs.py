@@ -103,7 +103,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """Where the teacher's signals come from: exactly one of the first five.
+    """Where the teacher's signals come from: exactly one of the first six.
 
     Args:
         recorded: its answers are the data's completions.
@@ -111,6 +111,7 @@ class TeacherSpec:
         api: ``openai:MODEL`` behind a server; it writes the completions that the data lack.
         base: the student's own base model, its adapter off.
         adapter: a saved adapter on the student's base model, by folder.
+        world: the teacher of a made-up world that has one (``data.world``).
         base_url: of the server, up to and with ``/v1``; null is OpenAI's own.
         endpoint: ``completions`` sends a prompt as it is, ``chat`` as a message of the user.
         key_env: the environment variable that holds the server's key, ``OPENAI_API_KEY`` if null.
@@ -133,6 +134,7 @@ class TeacherSpec:
     api: str | None = None
     base: bool = False
     adapter: str | None = None
+    world: bool = False
     dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
@@ -181,7 +183,8 @@ class DataSpec:
         max_completion_tokens: longer answers, the end token included, are left out, and counted.
         cut_completion_tokens: longer answers are cut to so many tokens and lose their end token,
             as samples do that reach ``sampling.max_new_tokens``; give both the same number.
-        world: a made-up world instead of files (``marked_orders``), and its options.
+        world: a made-up world instead of files (``marked_orders``, ``zipf_chain``) by ``name``, and
+            its options.
         licence: shown in the model card.
     """
 

@@ -29,11 +29,17 @@ ROOM = "signals"
 
 
 def told_by(
-    recipe: Recipe, student: Any, tokenizer: Any, splits: Mapping[str, Any], *, ask: bool
+    recipe: Recipe,
+    student: Any,
+    tokenizer: Any,
+    splits: Mapping[str, Any],
+    *,
+    world: Any = None,
+    ask: bool = True,
 ) -> Teacher:
     """The recipe's teacher: what a store keeps of it, or itself."""
     if recipe.teacher.signals is None:
-        return teacher(recipe, student, tokenizer)
+        return teacher(recipe, student, tokenizer, world)
     data = [texts for texts in splits.values() if isinstance(texts, TextData)]
     budget = recipe.train.tokens_per_micro
     return stored(recipe.teacher, tokenizer, data, ask=ask, budget=budget)
@@ -65,7 +71,9 @@ def stored(
         Failure: the store holds scores of another model, tokenizer or template, or lacks some and
             no model is named; several processes would score; the data are no text.
     """
-    if others := [kind for kind in ("recorded", "api", "base", "adapter") if getattr(told, kind)]:
+    if others := [
+        kind for kind in ("recorded", "api", "base", "adapter", "world") if getattr(told, kind)
+    ]:
         raise Failure(f"teacher.signals: {others[0]!r} gives none to keep; name teacher.model")
     if told.store is None:
         raise Failure("teacher.signals: name the folder that keeps them as teacher.store")

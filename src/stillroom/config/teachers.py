@@ -16,10 +16,10 @@ from stillroom.models.sources import resolved
 from stillroom.teachers.local import Local
 from stillroom.teachers.recorded import Recorded
 
-KINDS = ("recorded", "model", "api", "base", "adapter")
+KINDS = ("recorded", "model", "api", "base", "adapter", "world")
 
 
-def teacher(recipe: Recipe, student: Any, tokenizer: Any) -> Teacher:
+def teacher(recipe: Recipe, student: Any, tokenizer: Any, world: Any = None) -> Teacher:
     """The teacher that the recipe's ``teacher`` names; ``student`` lends its base model.
 
     One in this process whose tokenizer is not the student's has nothing to say of the student's
@@ -41,6 +41,10 @@ def teacher(recipe: Recipe, student: Any, tokenizer: Any) -> Teacher:
     if told.recorded or told.api:  # its answers stand in the data by now
         return Recorded()
     with within(f"teacher.{named[0]}"):
+        if told.world:
+            if not hasattr(world, "teacher"):
+                raise Failure("these data are of no world that has a teacher, as zipf_chain does")
+            return world.teacher()
         if told.model is not None:
             if tokenizer is not None and (how := differs(told, tokenizer)):
                 if recipe.method.needs.teacher <= {"text"}:

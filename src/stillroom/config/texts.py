@@ -20,9 +20,10 @@ from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
+from stillroom.data.zipf_chain import ZipfChain
 from stillroom.store.requests import digest
 
-WORLDS = {"marked_orders": MarkedOrders}
+WORLDS: dict[str, Any] = {"marked_orders": MarkedOrders, "zipf_chain": ZipfChain}
 
 
 @dataclass
@@ -89,13 +90,14 @@ def _shaped(texts: Texts, told: DataSpec) -> Texts:
 
 def _world(recipe: Recipe) -> Texts:
     told = dict(recipe.data.world or {})
-    name, one_style = told.pop("name", None), told.pop("one_style", False)
+    name = told.pop("name", None)
     if name not in WORLDS:
         raise Failure(f"data.world.name: there is no {name!r}; there is {', '.join(WORLDS)}")
-    if not isinstance(one_style, bool):
-        raise Failure(f"data.world.one_style: must be true or false, got {one_style!r}")
+    chosen = {k: told.pop(k) for k in ("one_style",) if k in told and WORLDS[name] is MarkedOrders}
+    if not all(isinstance(value, bool) for value in chosen.values()):
+        raise Failure(f"data.world.one_style: must be true or false, got {chosen['one_style']!r}")
     world = checked(WORLDS[name], told, "data.world")
-    rows = world.splits(recipe.run.seed, one_style=one_style)
+    rows = world.splits(recipe.run.seed, **chosen)
     named: dict[str, list[tuple[str, Row]]] = {
         k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()
     }

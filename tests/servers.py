@@ -1,7 +1,7 @@
 """A loopback server that speaks the OpenAI protocol, counts what it is asked, and has faults.
 
 ``with Server(Model(model, tokenizer)) as server`` answers at ``server.url``: models, completions
-and chat, with ``logprobs`` and ``prompt_logprobs`` (as vLLM has them).
+and chat, with ``logprobs`` and ``prompt_logprobs`` (as vLLM has them), prompts as token ids too.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner: Server = self.server.owner  # type: ignore[attr-defined]
         told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked = told.get("messages", told.get("prompt"))
-        prompt = asked if isinstance(asked, str) else asked[-1]["content"]
+        prompt = asked[-1]["content"] if "messages" in told else str(asked)
         with owner.lock:
             owner.asked[prompt] += 1
             owner.seen.append((dict(self.headers), told))
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return None
-        body = _body(owner.speaker.name, reply, told, chat=not isinstance(asked, str))
+        body = _body(owner.speaker.name, reply, told, chat="messages" in told)
         body |= {"choices": []} if fault == "empty" else {}
         self._send(200, body, half=fault == "half")
         if fault is None:

@@ -77,6 +77,8 @@ class Model:
     def ids(self, asked: Any) -> list[int]:
         if isinstance(asked, str):
             return self.tokenizer(asked).input_ids
+        if isinstance(asked[0], int):
+            return asked
         told = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         return self.tokenizer(told, add_special_tokens=False).input_ids
 

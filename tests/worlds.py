@@ -10,17 +10,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from stillroom import catalogue
 from stillroom.core import Batch, Method, Teacher
 from stillroom.data.items import ItemData
+from stillroom.data.retelling import Retelling
 from stillroom.data.streams import Data
-from stillroom.data.text import Example, TextData
+from stillroom.data.text import Example, Renderer, TextData
 from stillroom.engine import checkpoint
 from stillroom.engine.record import Record
 from stillroom.engine.settings import Eval, RunOptions, Train
@@ -29,6 +33,7 @@ from stillroom.evaluation.suite import Suite
 from stillroom.models import text
 from stillroom.models.classes import Classifier
 from stillroom.rollouts.sampling import Sampling
+from stillroom.teachers.foreign import Foreign
 from stillroom.teachers.local import Local
 from stillroom.teachers.recorded import Recorded
 
@@ -36,6 +41,10 @@ PAD, EOS, VOCABULARY = 0, 1, 11
 EXAMPLES = 8
 LENGTHS = [(1, 3), (4, 1), (2, 5), (3, 2), (1, 1), (4, 4), (2, 1), (3, 3)]
 """Tokens of prompt and answer (before its end) of each example: no two rows of a batch alike."""
+END = "<eos>"
+OURS = ("<pad>", END, "a", "b", "c", "d", "ab", "abc", "cd", "da", "bc")
+THEIRS = ("<pad>", "d", "c", "b", "a", "da", "dab", "ca", END, "bc", "cc", "ba", "bd")
+"""Tokens of a student and of a teacher with another tokenizer, by id; 0 pads both."""
 METRICS = {"text": ("likelihood", "generation", "critic"), "classes": ("accuracy",)}
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24}
 
@@ -45,11 +54,13 @@ class World:
     """Networks and data with numbers of their own, the same at every call.
 
     ``exact``: float64, and networks that compute in nothing less and draw no random numbers.
-    Otherwise float32 with dropout, so that a stray draw shows. ``change`` is done to each batch.
+    Otherwise float32 with dropout, so that a stray draw shows. ``cot``: answers are told once more,
+    with a chain of thought before. ``change`` is done to each batch, and to those within it.
     """
 
     kind: str
     exact: bool = False
+    cot: bool = False
     change: Callable[[Batch], Batch] = lambda batch: batch
 
     def student(self) -> Any:
@@ -59,26 +70,50 @@ class World:
         """Recorded where its text is enough, as users have it; else a wider network."""
         if method.needs.teacher <= {"text"}:
             return Recorded()
+        if "spans" in method.needs.teacher:
+            return self.foreign(THEIRS)
         return Local(self._network(seed=2, width=12))
 
-    def _network(self, *, seed: int, width: int) -> Any:
-        make = _language_model if self.kind == "text" else _classifier
+    def foreign(self, words: Sequence[str]) -> Foreign:
+        """A teacher whose tokens are these, one of which ends an answer."""
+        own, other = (Renderer(spelling(w), (w.index(END),)) for w in (OURS, words))
+        sets: list[Any] = [self.data(split) for split in ("train", "validation", "test")]
+        network = self._network(seed=2, width=12, vocabulary=len(words), stop=words.index(END))
+        return Foreign(network, Retelling(own, other, sets))
+
+    def _network(self, *, seed: int, width: int, **words: int) -> Any:
+        make: Any = _language_model if self.kind == "text" else _classifier
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = make(width, self.exact)
+            network = make(width, self.exact, **words)
             return network.double() if self.exact else network
 
     def data(self, stream: str = "train") -> Data:
         seed = sum(map(ord, stream))
-        made = _texts(seed) if self.kind == "text" else _points(seed, self.exact)
+        made = _texts(seed, self.cot) if self.kind == "text" else _points(seed, self.exact)
         return Changed(made, self.change)
 
 
-def _language_model(width: int, exact: bool) -> Any:
+def _language_model(width: int, exact: bool, vocabulary: int = VOCABULARY, stop: int = EOS) -> Any:
     sizes = {**SIZES, "hidden_size": width, "intermediate_size": 2 * width}
     if exact:  # of a llama the norms and the rotation run in float32 whatever its dtype
-        return text.build("windowed", VOCABULARY, EOS, PAD, **sizes)
-    return text.build("llama", VOCABULARY, EOS, PAD, **sizes, attention_dropout=0.1)
+        return text.build("windowed", vocabulary, stop, PAD, **sizes)
+    return text.build("llama", vocabulary, stop, PAD, **sizes, attention_dropout=0.1)
+
+
+@cache
+def spelling(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with these tokens, of which those in angles are special.
+
+    A word of several letters is merged from the word before its last letter, and that.
+    """
+    ids = {word: i for i, word in enumerate(words)}
+    merges = [(word[:-1], word[-1]) for word in words if len(word) > 1 and word.isalpha()]
+    made = Tokenizer(models.BPE(ids, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    told = {"eos_token": END, "pad_token": "<pad>", "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **told)
 
 
 def _classifier(width: int, exact: bool) -> Classifier:
@@ -86,13 +121,17 @@ def _classifier(width: int, exact: bool) -> Classifier:
     return Classifier(nn.Sequential(nn.Linear(4, width), *inner, nn.Tanh(), nn.Linear(width, 3)))
 
 
-def _texts(seed: int) -> TextData:
+def _texts(seed: int, cot: bool = False) -> TextData:
     draw = torch.Generator().manual_seed(seed)
     turn = seed % EXAMPLES  # another stream has its lengths in another order
     examples = []
     for prompt, answer in LENGTHS[turn:] + LENGTHS[:turn]:
         ids = torch.randint(2, VOCABULARY, (prompt + answer,), generator=draw).tolist()
-        examples.append(Example("", "", tuple(ids[:prompt]), (*ids[prompt:], EOS)))
+        told, said = (tuple(part) for part in (ids[:prompt], [*ids[prompt:], EOS]))
+        made = Example("", "", told, said, asked="".join(OURS[i] for i in told))
+        chain = tuple(2 + (i + prompt) % (VOCABULARY - 2) for i in ids[:prompt])
+        second = replace(made, completion_ids=(*chain, *said))
+        examples.append(replace(made, cot=second) if cot else made)
     return TextData(examples, PAD)
 
 
@@ -116,7 +155,9 @@ class Changed:
         return getattr(self.data, name)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        return self.change(self.data.batch(indices))
+        batch = self.data.batch(indices)
+        within = {k: self.change(v) for k, v in batch.items() if isinstance(v, Batch)}
+        return self.change(batch).add(**within)
 
 
 def world_for(method: type[Method]) -> list[World]:
@@ -146,6 +187,7 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     Networks are made anew, so a job serves for one run. ``metrics=True`` evaluates with all that
     the world has numbers for.
     """
+    world = replace(world, cot="cot" in method.needs.texts)
     told: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 0.05, "every": None, "max_new_tokens": 4}
     told |= changes
     measured = METRICS[world.kind] if told.pop("metrics", False) else ()

@@ -30,6 +30,7 @@ NO_NEEDS = {
     "fresh": False,
     "whole": False,
     "planned": False,
+    "texts": [],
     "streams": ["train"],
 }
 
@@ -41,6 +42,7 @@ SIGNALS = {
     "sampled": "tokens sampled from its distribution",
     "sparse": "probabilities of some tokens at least: topk, sampled, or logits of all",
     "logits": "scores of every token or class, for given inputs",
+    "spans": "scores of its own tokens for the same text, whatever the student's tokenizer",
     "hidden": "the last state and the head that reads it",
     "features": "states of named layers",
     "attention": "attention maps",

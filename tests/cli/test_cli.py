@@ -14,7 +14,7 @@ from stillroom.config.recipe import PACKAGED
 from stillroom.data.marked_orders import VOCABULARY
 from stillroom.outcomes import VERDICTS
 
-NEEDS = {"teacher", "student", "rollouts", "fresh", "whole", "planned", "streams"}
+NEEDS = {"teacher", "student", "rollouts", "fresh", "whole", "planned", "texts", "streams"}
 HEAVY = {"torch", "numpy", "transformers", "yaml"}
 
 

@@ -237,7 +237,7 @@ def test_other_data_are_refused_without_a_model_and_named_beside_two(place):
         ({"name": "kd", "temperature": 2.0}, "topk:2", "a temperature of 2 softens all scores"),
         ({"name": "kd", "temperature": 2.0}, "sampled:2", "gives draws alone"),
         ({"name": "gkd", "on_policy": 0.5}, "hidden", "about recorded sequences only"),
-        ({"name": "rkd"}, "hidden", r"needs \['features'\]"),
+        ({"name": "rkd"}, "hidden", "needs features"),
     ],
 )
 def test_what_a_signal_does_not_admit_is_refused_before_the_first_step(
@@ -309,7 +309,7 @@ def test_scores_are_collected_for_a_file_or_a_recipe(place, collect):
     ("more", "says"),
     [
         (["--out", "x.jsonl"], "--out goes with answers"),
-        (["--teacher", "openai:gpt"], "takes a model in this process"),
+        (["--teacher", "openai:gpt"], "name the one that the served model has"),
         (["--signals", "top"], "expected hidden, logits"),
         (["--signals", "text"], "name the file that the answers are written to"),
     ],

@@ -18,10 +18,14 @@ from stillroom.data.text import collate, prompts_of
 from stillroom.engine import loop
 from stillroom.engine.run import Run
 from stillroom.engine.settings import Optimizer
+from stillroom.methods.cot2align import CoT2Align
 from stillroom.methods.gad import GAD
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
+from stillroom.methods.rskd import RSKD
 from stillroom.methods.seqkd import SeqKD
+from stillroom.methods.span_kd import SpanKD
+from stillroom.methods.uld import ULD
 from stillroom.nets.pooled import Pooling
 from stillroom.nets.scorer import Scorer
 from stillroom.rollouts.sampling import Sampling, sample
@@ -38,6 +42,11 @@ METHODS: dict[str, Method] = {
         group=2, warmup=0.34, head_start=0, kl_weight=0.1, pooled=Pooling(replay=24)
     ),
     "gad, prompts: 4": GAD(group=2, prompts=4, warmup=0.34, head_start=0),
+    "rskd": RSKD(draws=6, label_weight=0.25),
+    "uld": ULD(),
+    "span_kd": SpanKD(on_policy=0.5),
+    "cot2align": CoT2Align(),
+    "cot2align, unrolled": CoT2Align(cost="cosine", unroll=True),
     "two populations": TwoPopulations(),
 }
 SAMPLING = [name for name, method in METHODS.items() if method.needs.rollouts]

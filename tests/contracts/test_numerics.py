@@ -15,10 +15,14 @@ from stillroom.engine.run import Run
 from stillroom.losses import _one_pass, policy
 from stillroom.losses.divergences import jsd
 from stillroom.losses.per_row import per_row
+from stillroom.methods.cot2align import CoT2Align
 from stillroom.methods.gad import GAD
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
+from stillroom.methods.rskd import RSKD
 from stillroom.methods.seqkd import SeqKD
+from stillroom.methods.span_kd import SpanKD
+from stillroom.methods.uld import ULD
 from stillroom.nets.pooled import Pooling
 
 pytestmark = contract
@@ -143,6 +147,8 @@ def test_the_pass_through_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 GAD_ALL = {"group": 2, "warmup": 0.34, "head_start": 0, "kl_weight": 0.1}
 METHODS = {"seqkd": SeqKD(), "kd": KD(), "gkd": GKD(on_policy=0.7), "gad": GAD(**GAD_ALL)}
+METHODS |= {"rskd": RSKD(draws=6), "uld": ULD(), "span_kd": SpanKD(on_policy=0.5)}
+METHODS |= {"cot2align": CoT2Align()}
 METHODS |= {"gad_pooled": GAD(**GAD_ALL, pooled=Pooling(replay=24))}
 
 

@@ -86,7 +86,7 @@ def recipe(world: dict, teacher: dict):
 def test_a_recipe_learns_from_it_and_from_no_other_world():
     small = {"name": "zipf_chain", "words": 6, "rows": 4, "length": 5}
     teacher = build(recipe(small, {"world": True})).teachers["teacher"]
-    assert isinstance(teacher, Chain)
+    assert isinstance(teacher.network, Chain)
     with pytest.raises(Failure, match="of no world that has a teacher"):
         build(recipe({"name": "marked_orders", "prompts": 16}, {"world": True}))
     with pytest.raises(Failure, match="one_style"):

@@ -91,7 +91,7 @@ def test_with_its_adapter_off_it_says_what_the_base_says_bit_for_bit(kind):
 @every_kind
 def test_at_the_start_it_says_what_the_base_says_bit_for_bit(kind):
     lm = adapted(plain(kind)).eval()
-    assert lm.signals == {"hidden", "text", "weights"}
+    assert lm.signals == {"hidden", "features", "text", "weights"}
     assert torch.equal(lm(BATCH).logits, plain(kind)(BATCH).logits)
     assert torch.equal(lm.states(BATCH), plain(kind).states(BATCH))
 

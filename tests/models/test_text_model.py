@@ -79,7 +79,7 @@ def nll(student, teacher, labels):
 def test_hidden_and_head_give_the_model_s_own_logits_and_gradients(kind):
     made = model(kind)
     lm, batch = CausalLM(made), batch_of()
-    assert lm.signals == {"hidden", "text", "weights"}
+    assert lm.signals == {"hidden", "features", "text", "weights"}
     said = lm(batch)
     assert set(said) == {"hidden", "head"}
     wanted = told_by_model(made, batch)

@@ -50,6 +50,7 @@ ROW = {
         "fresh": True,
         "whole": False,
         "planned": False,
+        "texts": [],
         "streams": ["train"],
     },
     "paper": {

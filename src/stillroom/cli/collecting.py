@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stillroom.cli.common import OPENAI, quiet
+from stillroom.cli.common import OPENAI, pair, quiet
 from stillroom.cli.scoring import scores
 from stillroom.failures import Failure
 
@@ -70,24 +70,30 @@ def collect(
         bool, typer.Option("--keep-truncated", help="Keep answers that met --max-tokens.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for an answer.")] = 600.0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="That of a served model, by name or folder (scores).")
+    ] = None,
 ) -> None:
     """Ask a teacher for answers to a file of prompts, or for scores of answers that are there.
 
     What has arrived is kept in the store and never asked for again: the same command goes on after
     a kill, a fault or a budget. What was dropped, and what it cost, stands in OUT.ledger.json.
 
-    With --signals a model in this process scores every token of the rows' completions, for a
-    recipe whose teacher has the same 'signals' and 'store'; given the recipe, its rows are
-    rendered as it does.
+    With --signals a model in this process, or by topk:K a server that gives log-probabilities of
+    given tokens, scores every token of the rows' completions, for a recipe whose teacher has the
+    same 'signals' and 'store'; given the recipe, its rows are rendered as it does.
     """
     if signals != "text":
-        return scores(prompts, teacher, store, signals, out)
+        asked = {"base_url": base_url, "concurrency": concurrency, "key_env": key_env}
+        bounds = {"budget_usd": budget_usd, "budget_tokens": budget_tokens, "price": pair(price)}
+        return scores(prompts, teacher, store, signals, out, tokenizer=tokenizer, **asked, **bounds)
     if out is None:
         raise Failure("--out: name the file that the answers are written to")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise Failure(f"--out: {out} must be a file in a folder that exists")
     from stillroom.store.answers import Store
     from stillroom.store.budget import Budget
+    from stillroom.store.prices import told_price
     from stillroom.store.requests import Decoding
     from stillroom.teachers.answering import answered, requests_of
     from stillroom.teachers.cached import Cached
@@ -97,7 +103,8 @@ def collect(
     requests = requests_of(named, decoding, n)
     asked = {"endpoint": endpoint, "lanes": concurrency, "key_env": key_env, "timeout": timeout}
     source = _source(teacher, base_url, asked)
-    budget = Budget(budget_usd, budget_tokens, _price(price) or source.price())
+    told = pair(price)
+    budget = Budget(budget_usd, budget_tokens, told_price(*told) if told else source.price())
     cached = Cached(source, Store(store), requests, budget)
     about, most = cached.estimate()
     _watched(cached)
@@ -130,20 +137,6 @@ def _source(teacher: str, base_url: str | None, asked: dict[str, Any]) -> Source
     from stillroom.teachers.writing import writer
 
     return writer(teacher)
-
-
-def _price(told: str | None) -> Any:
-    from stillroom.store.prices import told_price
-
-    if told is None:
-        return None
-    try:
-        prompt, answer = (float(part) for part in told.split(","))
-    except ValueError:
-        raise Failure(f"--price: expected IN,OUT like 0.15,0.6, got {told!r}") from None
-    if not (0 <= prompt < float("inf") and 0 <= answer < float("inf")):
-        raise Failure(f"--price: a price is not below 0, got {told!r}")
-    return told_price(prompt, answer)
 
 
 def _watched(cached: Cached) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli import claiming, collecting, comparing, evaluating, exporting
+from stillroom.cli import claiming, collecting, comparing, evaluating, exporting, showing
 from stillroom.cli.common import Changes, Json
 from stillroom.cli.common import quiet as _quiet
 from stillroom.failures import Failure
@@ -31,6 +31,7 @@ app.command("collect")(collecting.collect)
 app.command("eval")(evaluating.eval_)
 app.command("compare")(comparing.compare)
 app.command("export")(exporting.export)
+app.command("show")(showing.show)
 
 
 @app.callback()
@@ -117,30 +118,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 @app.command()
-def show(name: str, as_json: Json = False) -> None:
-    """Show one method: formula, needs, fields with ranges, paper, verdict."""
-    _quiet()
-    from stillroom import catalogue, outcomes
-    from stillroom.reports import fields, pages
-
-    cls = catalogue.load(name)
-    row = catalogue.row(name)
-    if as_json:
-        told = {"fields": fields.described(cls), "claims": outcomes.claims().get(name, [])}
-        typer.echo(json.dumps({**row, **told}, indent=2))
-        return
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(pages.method_page(row, cls)))
-
-
-@app.command()
 def check(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name.")],
     changes: Changes = None,
     show_tokens: Annotated[
         bool, typer.Option("--show-tokens", help="Print examples token by token.")
+    ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask a served teacher, and test what it says.")
     ] = False,
     tiny: Tiny = False,
 ) -> None:
@@ -149,7 +134,7 @@ def check(
     from stillroom.cli import checking
     from stillroom.config.recipe import read
 
-    checking.check(read(recipe, changes or [], tiny=tiny), show_tokens=show_tokens)
+    checking.check(read(recipe, changes or [], tiny=tiny), show_tokens=show_tokens, live=live)
 
 
 @app.command()

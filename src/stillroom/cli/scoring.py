@@ -1,8 +1,9 @@
-"""``stillroom collect --signals``: scores of a model for answers that are there."""
+"""``stillroom collect --signals``: scores of a model or server for answers that are there."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -10,22 +11,30 @@ from stillroom.cli.common import OPENAI, quiet
 from stillroom.failures import Failure
 
 
-def scores(prompts: str, teacher: str, store: Path, signals: str, out: Path | None) -> None:
-    """Writes a model's scores of rows, or of a recipe's rows, into a store; says what is there.
+def scores(
+    prompts: str, teacher: str, store: Path, signals: str, out: Path | None, **server: Any
+) -> None:
+    """Writes a teacher's scores of rows, or of a recipe's rows, into a store; says what is there.
+
+    ``server``: what else ``TeacherSpec`` needs to ask one.
 
     Raises:
-        Failure: ``out`` is told as well, or the teacher is none in this process.
+        Failure: ``out`` is told as well; a tokenizer or an address goes with a server alone.
     """
     if out is not None:
         raise Failure("--out goes with answers; scores are kept in --store alone")
-    if teacher.startswith(OPENAI):
-        raise Failure(f"--signals {signals} takes a model in this process, not {teacher!r}")
+    if not teacher.startswith(OPENAI) and (server["base_url"] or server["tokenizer"]):
+        raise Failure(
+            f"--base-url and --tokenizer go with --teacher openai:MODEL, not with {teacher!r}"
+        )
     quiet()
     from stillroom.config.scored import scored
     from stillroom.config.specs import TeacherSpec
     from stillroom.teachers.stored import Stored
 
-    told = TeacherSpec(model=teacher, store=str(store), signals=signals)
+    served = teacher.startswith(OPENAI)
+    named: dict[str, Any] = {"api": teacher, **server} if served else {"model": teacher}
+    told = TeacherSpec(store=str(store), signals=signals, **named)
     for name, found in scored(prompts, told):
         assert isinstance(found, Stored)
         size = found.arrays.nbytes / max(1, found.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from stillroom.catalogue import nearest
-from stillroom.config import students
+from stillroom.config import speakers, students
 from stillroom.config.recipe import Recipe
-from stillroom.config.stored import told_by
 from stillroom.config.students import Beginning
+from stillroom.config.taught import Taught
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
@@ -30,6 +30,7 @@ from stillroom.models.sources import fingerprint, resolved
 from stillroom.models.text import CausalLM
 from stillroom.pipelines._stages import code_of, stage
 from stillroom.teachers.local import Local
+from stillroom.teachers.routed import each
 from stillroom.teachers.stored import Stored
 
 
@@ -40,8 +41,11 @@ class Parts:
     student: Any = None
     tokenizer: Any = None
     teacher: Teacher | None = None
+    taught: Mapping[str, Taught | None] | None = None
     rows: Sequence[Row] | None = None
     splits: Mapping[str, Data] = field(default_factory=dict)
+    rest: bool = True
+    """Whether rows that were set aside, and are in neither split, are trained on."""
     ask: bool = True
     """Whether a teacher is asked for answers that the data lack, and for scores that a store lacks;
     else these rows are left out, and these scores are not there."""
@@ -62,7 +66,11 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
         return _job(recipe, parts, parts.student, None, dict(parts.splits), {}, None)
     if parts.student is None:
         students.check(recipe)
+    if parts.teacher is None and parts.taught is None:
+        apart = partial(build, parts=Parts(rest=False))  # its limits part rows in another way
+        parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
     texts = gathered(recipe, parts.rows, ask=parts.ask)
+    texts.rest = parts.rest
     tokenizer = parts.tokenizer or students.tokenizer_of(recipe, texts)
     begin = Beginning(None)
     if parts.student is None:
@@ -94,7 +102,8 @@ def _healed(
             "student.heal is kept by what it was made from: name student, teacher and data, "
             "instead of giving objects"
         )
-    logits = not (recipe.teacher.recorded or recipe.teacher.api)
+    specs = [one.teacher for one in recipe.spoken.values()]
+    logits = not any(spec.recorded or spec.api for spec in specs)
     told = students.heal_recipe(recipe, logits=logits)
 
     def make(folder: Path) -> None:
@@ -106,7 +115,7 @@ def _healed(
         train(_text_job(told, parts, texts, tokenizer, begin), folder)
         shutil.rmtree(folder / "checkpoints")
 
-    models = [name for name in (begin.source, recipe.teacher.model) if name is not None]
+    models = [name for name in (begin.source, *(s.model for s in specs)) if name is not None]
     data = {
         "rows": len(texts.rows["train"]),
         "files": texts.files,
@@ -126,14 +135,13 @@ def _job(  # noqa: PLR0913 - what was made of each section
     texts: Texts | None,
     stages: Mapping[str, Path] | None = None,
 ) -> Job:
-    tokenizer = renderer.tokenizer if renderer else None
     world = texts.world if texts else None
-    told = {"world": world, "ask": parts.ask}
-    teachers = {"teacher": parts.teacher or told_by(recipe, student, tokenizer, splits, **told)}
+    told = {"given": parts.teacher, "world": world, "ask": parts.ask}
+    teachers = speakers.teachers(recipe, parts.taught or {}, student, renderer, splits, **told)
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
-    for one in teachers.values():
+    for _, one in each(teachers):
         if isinstance(one, Stored) and student.view is not None:
             one.narrow(student.view)
     evaluated = {name: splits[name] for name in ("validation", "test") if name in splits}
@@ -181,7 +189,7 @@ def _judge(
 
 def _models(student: Any, teachers: Mapping[str, Teacher]) -> list[CausalLM]:
     """The language models of this process, student and teachers, each once."""
-    networks = [student, *(t.network for t in teachers.values() if isinstance(t, Local))]
+    networks = [student, *(t.network for _, t in each(teachers) if isinstance(t, Local))]
     found = [m for network in networks for m in network.modules() if isinstance(m, CausalLM)]
     return list(dict.fromkeys(found))
 

@@ -25,6 +25,8 @@ from stillroom.teachers.watching import watched
 from stillroom.teachers.writing import writer
 
 Named = list[tuple[str, Row]]
+OPENAI = "openai:"
+"""Before the name of a model in ``teacher.api``: the protocol that its server speaks."""
 
 
 @dataclass
@@ -79,19 +81,28 @@ def _lacks(row: Row) -> bool:
 def _cached(told: TeacherSpec, store: str, wanted: Sequence[tuple[str, Row]]) -> Cached:
     source: Source
     if told.api:
-        source = Api(
-            model=told.api.removeprefix("openai:"),
-            base_url=told.base_url,
-            endpoint=told.endpoint,
-            lanes=told.concurrency,
-            key_env=told.key_env,
-        )
+        source = Api(**server(told), endpoint=told.endpoint)
     else:
         names = ("dtype", "revision", "device_map", "trust_remote_code")
         source = writer(str(told.model), **{name: getattr(told, name) for name in names})
+    requests = requests_of(wanted, told.sampling)
+    return Cached(source, Store(store), requests, budget_of(told, source))
+
+
+def server(told: TeacherSpec) -> dict[str, Any]:
+    """What tells an ``Api`` whom to ask."""
+    return {
+        "model": str(told.api).removeprefix(OPENAI),
+        "base_url": told.base_url,
+        "lanes": told.concurrency,
+        "key_env": told.key_env,
+    }
+
+
+def budget_of(told: TeacherSpec, source: Source) -> Budget:
+    """The bounds that are told, at the price that is told or known."""
     price = told_price(*told.price) if told.price else source.price()
-    budget = Budget(told.budget_usd, told.budget_tokens, price)
-    return Cached(source, Store(store), requests_of(wanted, told.sampling), budget)
+    return Budget(told.budget_usd, told.budget_tokens, price)
 
 
 def _asked(cached: Cached, store: str) -> None:

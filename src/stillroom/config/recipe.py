@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Recipe:
     method: Method
     student: Network
     teacher: TeacherSpec
+    teachers: Mapping[str, TeacherSpec]
+    """Several by name, instead of ``teacher``."""
     data: DataSpec
     train: Train
     eval: Eval
@@ -40,11 +42,19 @@ class Recipe:
     folder: Path
     """Where the recipe was read from: files are sought beside it."""
 
+    @property
+    def spoken(self) -> Mapping[str, Recipe]:
+        """The recipe with each of its teachers alone, by name."""
+        several = {k: replace(self, teacher=v, teachers={}) for k, v in self.teachers.items()}
+        return several or {"teacher": self}
+
     def resolved(self) -> dict[str, Any]:
         """Everything with its defaults, as plain values."""
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}
         arms = {name: arm.resolved() for name, arm in self.arms.items()}
         method = {"name": name_of(type(self.method)), **plain(self.method)}
+        if self.teachers:
+            sections["teachers"] = {name: plain(told) for name, told in self.teachers.items()}
         told = {"name": self.name, "about": self.about, "method": method, **sections}
         return {**told, "arms": arms} if arms else told
 
@@ -58,7 +68,7 @@ SECTIONS: dict[str, Any] = {
     "run": RunOptions,
     "sampling": Sampling,
 }
-_KEYS = ["name", "about", "method", *SECTIONS, "arms"]
+_KEYS = ["name", "about", "method", *SECTIONS, "teachers", "arms"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,8 +136,21 @@ def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
         method=method_of(told.get("method")),
         folder=folder,
         **{name: checked(cls, values[name], name) for name, cls in SECTIONS.items()},
+        teachers=_teachers(told),
         arms=_arms(told, folder),
     )
+
+
+def _teachers(told: Mapping[str, Any]) -> dict[str, TeacherSpec]:
+    several = _mapping(told.get("teachers"), "teachers")
+    if several and told.get("teacher"):
+        raise Failure("teachers: give either it, several by name, or 'teacher'")
+    if several and not _mapping(told.get("data"), "data").get("route"):
+        raise Failure(
+            "teachers: name the column that says which of them a row has as data.route; got "
+            f"{', '.join(map(str, several))}"
+        )
+    return {str(n): checked(TeacherSpec, v, f"teachers.{n}") for n, v in several.items()}
 
 
 def _arms(told: Mapping[str, Any], folder: Path) -> dict[str, Recipe]:

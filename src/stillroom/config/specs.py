@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from stillroom.failures import Failure
 from stillroom.store.requests import Decoding
 from stillroom.teachers.api import address
 from stillroom.teachers.stored import Kept
@@ -73,8 +74,8 @@ class Network:
 
     The options go to ``from_pretrained``. ``lm`` makes a language model with fresh weights from a
     config instead: ``model_type`` (of ``transformers``, or ``windowed``) and its sizes. Its
-    tokenizer is a byte-level BPE of ``vocab_size`` entries trained on the training text, or the
-    one named.
+    tokenizer is a byte-level BPE of ``vocab_size`` entries trained on the training text
+    (``tokenizer: from-data``, which a made-up world must be told), or the one named.
 
     Args:
         model: which.
@@ -102,8 +103,29 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A teacher that is trained on the recipe's data before all else: made once and kept.
+
+    Args:
+        student: the network that becomes the teacher, with its own tokenizer.
+        steps: how many.
+        method: a name or mapping.
+        data: changes of the recipe's ``data``.
+        train: changes of the recipe's ``train``.
+        seed: of it and its data, whatever the seed of the run.
+    """
+
+    student: Network
+    steps: Annotated[int, Ge(1)]
+    method: str | dict[str, Any] = "seqkd"
+    data: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """Where the teacher's signals come from: exactly one of the first six.
+    """Where the teacher's signals come from: exactly one of the first seven.
 
     Args:
         recorded: its answers are the data's completions.
@@ -112,20 +134,25 @@ class TeacherSpec:
         base: the student's own base model, its adapter off.
         adapter: a saved adapter on the student's base model, by folder.
         world: the teacher of a made-up world that has one (``data.world``).
+        trained: a model that is trained first.
         base_url: of the server, up to and with ``/v1``; null is OpenAI's own.
         endpoint: ``completions`` sends a prompt as it is, ``chat`` as a message of the user.
         key_env: the environment variable that holds the server's key, ``OPENAI_API_KEY`` if null.
         store: folder in which answers are kept, and found again. With it a ``model`` writes the
             completions that the data lack, too.
         concurrency: requests in flight at once.
-        budget_usd: stops before it is passed, over all runs on these prompts.
+        budget_usd: stops before it is passed, over all runs on these prompts; scores are counted by
+            themselves, and without a store those of this run.
         budget_tokens: the same in tokens.
         price: dollars a million tokens of prompt and of answer, where the known ones do not hold.
         sampling: of its answers.
         keep_truncated: keeps answers that met ``sampling.max_tokens``.
         signals: what of a model's scores of the data is kept in ``store``, and learned from without
-            the model: ``hidden``, ``logits``, ``topk:K`` or ``sampled:N``. ``model`` scores what
-            the store lacks; without it the store must hold all.
+            the model: ``hidden``, ``logits``, ``topk:K`` or ``sampled:N``. ``model``, or ``api`` by
+            ``topk:K``, scores what the store lacks; without them the store must hold all. ``api``
+            without a store scores each batch when it is learned from.
+        tokenizer: with ``api`` and ``signals``: the one that the served model has, by hub name or
+            folder; a server does not tell it.
         terms: under which terms its text or weights may be used; shown in the model card.
     """
 
@@ -135,6 +162,7 @@ class TeacherSpec:
     base: bool = False
     adapter: str | None = None
     world: bool = False
+    trained: Trained | None = None
     dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
@@ -150,13 +178,23 @@ class TeacherSpec:
     sampling: Decoding = field(default_factory=Decoding)
     keep_truncated: bool = False
     signals: str | None = None
+    tokenizer: str | None = None
     terms: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_url is not None:
             address(self.base_url)
-        if self.signals is not None:
-            Kept.of(self.signals)
+        kept = None if self.signals is None else Kept.of(self.signals)
+        scores = kept is not None and self.api is not None
+        if kept is not None and scores and kept.kind != "topk":
+            raise Failure(f"signals: a server gives topk:K alone, and {kept} was asked for")
+        if scores and self.tokenizer is None:
+            raise Failure(
+                "tokenizer: name the one that the served model has (hub name or folder), which a "
+                "server does not tell"
+            )
+        if self.tokenizer is not None and not scores:
+            raise Failure("tokenizer: goes with a teacher's 'api' and 'signals' alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +216,15 @@ class DataSpec:
             it by the columns of the first.
         train_on: ``all`` supervises every assistant turn of a conversation, not the last alone; a
             limit on completions is on the last.
-        columns: Jinja templates that make ``prompt`` and ``completion`` from other columns.
+        columns: Jinja templates that make ``prompt`` and ``completion`` from other columns, and
+            ``cot``, the answer with its chain of thought, where a method learns from it.
         max_prompt_tokens: longer prompts are left out, and counted.
         max_completion_tokens: longer answers, the end token included, are left out, and counted.
         cut_completion_tokens: longer answers are cut to so many tokens and lose their end token,
             as samples do that reach ``sampling.max_new_tokens``; give both the same number.
-        world: a made-up world instead of files (``marked_orders``, ``zipf_chain``) by ``name``, and
-            its options.
+        route: the column that names each row's teacher, one of ``teachers``.
+        world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``) by
+            ``name``, and its options.
         licence: shown in the model card.
     """
 
@@ -201,5 +241,6 @@ class DataSpec:
     max_prompt_tokens: Annotated[int, Ge(1)] | None = None
     max_completion_tokens: Annotated[int, Gt(1)] | None = None
     cut_completion_tokens: Annotated[int, Ge(1)] | None = None
+    route: str | None = None
     world: dict[str, Any] | None = None
     licence: str | None = None

@@ -1,4 +1,4 @@
-"""Scores of a teacher that a store keeps: found, or made once by the model that is named."""
+"""Scores of a teacher that a store keeps: found, or made once by the model or server named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stillroom.config import served
 from stillroom.config.recipe import Recipe
 from stillroom.config.specs import TeacherSpec
 from stillroom.config.teachers import differs, options, teacher
@@ -28,18 +29,21 @@ ROOM = "signals"
 """Folder of a store in which scores are."""
 
 
-def told_by(
+def told_by(  # noqa: PLR0913 - what was made of each section
     recipe: Recipe,
     student: Any,
     tokenizer: Any,
     splits: Mapping[str, Any],
     *,
     world: Any = None,
+    made: Any = None,
     ask: bool = True,
 ) -> Teacher:
     """The recipe's teacher: what a store keeps of it, or itself."""
     if recipe.teacher.signals is None:
-        return teacher(recipe, student, tokenizer, world)
+        return teacher(recipe, student, tokenizer, world, made)
+    if recipe.teacher.api is not None and recipe.teacher.store is None:
+        return served.live(recipe, tokenizer)
     data = [texts for texts in splits.values() if isinstance(texts, TextData)]
     budget = recipe.train.tokens_per_micro
     return stored(recipe.teacher, tokenizer, data, ask=ask, budget=budget)
@@ -57,7 +61,7 @@ def stored(
     """The scores that ``signals`` tells of, for every sequence of the data.
 
     The model that is named scores what the store lacks, and is dropped; where nothing is lacking it
-    is not loaded.
+    is not loaded. A server that is named is asked for what is lacking alone.
 
     Args:
         told: names the signals, the store and, where something is lacking, the model.
@@ -71,10 +75,12 @@ def stored(
         Failure: the store holds scores of another model, tokenizer or template, or lacks some and
             no model is named; several processes would score; the data are no text.
     """
-    if others := [
-        kind for kind in ("recorded", "api", "base", "adapter", "world") if getattr(told, kind)
-    ]:
-        raise Failure(f"teacher.signals: {others[0]!r} gives none to keep; name teacher.model")
+    if others := [kind for kind in ("recorded", "base", "adapter", "world") if getattr(told, kind)]:
+        raise Failure(
+            f"teacher.signals: {others[0]!r} gives none to keep; name teacher.model or teacher.api"
+        )
+    if told.model is not None and told.api is not None:
+        raise Failure("teacher.signals: name one of teacher.model and teacher.api")
     if told.store is None:
         raise Failure("teacher.signals: name the folder that keeps them as teacher.store")
     if tokenizer is None or not data:
@@ -85,7 +91,7 @@ def stored(
         if not lacks:
             return found
         many = f"{len(lacks)} of {sum(map(len, data))} sequences are not in the store {told.store}"
-        if told.model is None:
+        if told.model is None and told.api is None:
             raise Failure(
                 f"{many}, whose {told.signals} are of other data, or of these rendered in another "
                 "way: name teacher.model, which scores them"
@@ -95,9 +101,12 @@ def stored(
                 f"{many} yet, and one process scores them: call 'stillroom collect RECIPE "
                 f"--signals {told.signals} ...' before you launch several"
             )
-        network = network or text.load(resolved(told.model), **options(told))
         with counted("scoring", len(lacks)) as tick:
-            score(network, found, lacks, budget=budget, tick=tick)
+            if told.api is not None:
+                served.keep(told, tokenizer, found, data, lacks, tick)
+            else:
+                network = network or text.load(resolved(str(told.model)), **options(told))
+                score(network, found, lacks, budget=budget, tick=tick)
     return found
 
 
@@ -108,9 +117,12 @@ def _identity(told: TeacherSpec, tokenizer: Any) -> Identity:
         Failure: what is there was made with something else, or there is no telling.
     """
     own: dict[str, Any] = {"signal": told.signals, **words(tokenizer)}
+    named = told.model or told.api
+    if named is not None and (how := differs(told, tokenizer)):
+        raise Failure(f"{how}. It cannot score the student's tokens")
+    if told.api is not None:
+        own |= served.identity(told)
     if told.model is not None:
-        if how := differs(told, tokenizer):
-            raise Failure(f"{how}. It cannot score the student's tokens")
         fixed = {"revision": told.revision, "trust_remote_code": told.trust_remote_code}
         name, weights = weights_of(told.model, **{k: v for k, v in fixed.items() if v})
         own |= {"model": name, "weights": weights, "dtype": told.dtype}
@@ -128,7 +140,7 @@ def _identity(told: TeacherSpec, tokenizer: Any) -> Identity:
             f"the store {told.store} holds {told.signals}, but {how}. Give another store, or what "
             "it was made with"
         )
-    if told.model is None:
+    if named is None:
         holds = ", ".join(sorted(f"{i['signal']} of {i['model']}" for i in there)) or "none"
         raise Failure(
             f"the store {told.store} holds no {told.signals} (it holds: {holds}): name "

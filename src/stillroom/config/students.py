@@ -30,6 +30,7 @@ from stillroom.models.view import fit, narrowed
 from stillroom.pipelines._stages import code_of, stage
 
 EOS = "<|endoftext|>"
+FROM_DATA = "from-data"
 
 
 @dataclass
@@ -63,12 +64,15 @@ def check(recipe: Recipe) -> None:
 
 
 def tokenizer_of(recipe: Recipe, texts: Texts) -> Any:
-    """The student's tokenizer: the model's own, the one named, or one learned from the text."""
+    """The student's tokenizer: the model's own, the one named, or one learned from the text.
+
+    A made-up world has its own, unless one is named, or ``from-data``.
+    """
     told = recipe.student
-    if texts.world is not None:
+    if texts.world is not None and told.tokenizer is None:
         return texts.world.tokenizer()
     name = told.tokenizer or told.model or (told.cut.from_ if told.cut else None)
-    if name is not None:
+    if name is not None and name != FROM_DATA:
         try:
             return AutoTokenizer.from_pretrained(
                 resolved(name), trust_remote_code=told.trust_remote_code
@@ -91,7 +95,7 @@ def tokenizer_of(recipe: Recipe, texts: Texts) -> Any:
 def _words(row: Row) -> str:
     """All words of a row, for a tokenizer to learn from."""
     turns = [str(turn.get("content") or "") for turn in row.get("messages", ())]
-    return "\n".join([*(str(row.get(c, "")) for c in ("prompt", "completion")), *turns])
+    return "\n".join([*(str(row.get(c, "")) for c in ("prompt", "completion", "cot")), *turns])
 
 
 def beginning(
@@ -201,7 +205,7 @@ def heal_recipe(recipe: Recipe, *, logits: bool) -> Recipe:
     heal = Heal(steps=told) if isinstance(told, int) else told
     assert heal is not None
     method = heal.method or ("kd" if logits else "seqkd")
-    if recipe.teacher.base or recipe.teacher.adapter:
+    if any(one.teacher.base or one.teacher.adapter for one in recipe.spoken.values()):
         raise Failure(
             "student.heal: the teacher speaks with the student's own base, which is not healed "
             "yet; heal in a recipe of its own, and give its folder as student.model"
@@ -228,7 +232,7 @@ def healed(recipe: Recipe, begin: Beginning, train: Callable[[Path], Any], data:
         data: what the training text and the models were, hashes included.
     """
     told = recipe.resolved()
-    names = ["method", "student", "teacher", "train"]
+    names = ["method", "student", "teachers" if recipe.teachers else "teacher", "train"]
     if recipe.method.needs.rollouts:  # else an arm that samples in another way shares the stage
         names.append("sampling")
     inputs = {name: told[name] for name in names}

@@ -10,21 +10,25 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.specs import TeacherSpec
 from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
+from stillroom.data.spelling import same_words
 from stillroom.models import text
 from stillroom.models.adapters import AdaptedLM
 from stillroom.models.sources import resolved
 from stillroom.teachers.local import Local
 from stillroom.teachers.recorded import Recorded
 
-KINDS = ("recorded", "model", "api", "base", "adapter", "world")
+KINDS = ("recorded", "model", "api", "base", "adapter", "world", "trained")
 
 
-def teacher(recipe: Recipe, student: Any, tokenizer: Any, world: Any = None) -> Teacher:
+def teacher(
+    recipe: Recipe, student: Any, tokenizer: Any, world: Any = None, made: Any = None
+) -> Teacher:
     """The teacher that the recipe's ``teacher`` names; ``student`` lends its base model.
 
     One in this process whose tokenizer is not the student's has nothing to say of the student's
     tokens: where the method learns from its text alone it counts as recorded, else it is refused.
-    ``tokenizer`` is the student's, None where the data are no text.
+    ``tokenizer`` is the student's, None where the data are no text; ``made`` is what was trained
+    first (``taught.Taught``).
 
     Raises:
         Failure: none or several are named, or the one named cannot be loaded or has another
@@ -44,16 +48,19 @@ def teacher(recipe: Recipe, student: Any, tokenizer: Any, world: Any = None) -> 
         if told.world:
             if not hasattr(world, "teacher"):
                 raise Failure("these data are of no world that has a teacher, as zipf_chain does")
-            return world.teacher()
-        if told.model is not None:
-            if tokenizer is not None and (how := differs(told, tokenizer)):
+            return Local(world.teacher())
+        if told.model is not None or told.trained is not None:
+            spans = "spans" in recipe.method.needs.teacher
+            if tokenizer is not None and not spans and (how := differs(told, tokenizer, made)):
                 if recipe.method.needs.teacher <= {"text"}:
                     return Recorded()
                 raise Failure(
-                    f"{how}. It cannot score the student's tokens; learn from its text: write its "
-                    "answers with 'stillroom collect', and set teacher.recorded"
+                    f"{how}. It cannot score the student's tokens; take a cross-tokenizer method "
+                    "such as span_kd, or learn from its text: write its answers with 'stillroom "
+                    "collect', and set teacher.recorded"
                 )
-            return Local(text.load(resolved(told.model), **options(told)))
+            network = made and made.network
+            return Local(network or text.load(resolved(str(told.model)), **options(told)))
         return Local(_on_base(student, told.adapter))
 
 
@@ -67,29 +74,26 @@ def _on_base(student: Any, adapter: str | None) -> AdaptedLM:
     return student.base() if adapter is None else student.other(adapter)
 
 
-def differs(told: TeacherSpec, tokenizer: Any) -> str | None:
-    """How the teacher's tokenizer differs from the student's, if it does; sizes say nothing.
+def differs(told: TeacherSpec, tokenizer: Any, made: Any = None) -> str | None:
+    """How the teacher's tokenizer differs from the student's, if it does; see ``same_words``."""
+    other = made.tokenizer if made else tokenizer_of(told)
+    if (how := same_words(other, tokenizer)) is None:
+        return None
+    name = str(told.tokenizer or told.model or "it")
+    return f"{name!r} has another tokenizer than the student ({how})"
 
-    Raises:
-        Failure: the teacher has none.
-    """
-    name = str(told.model)
+
+def tokenizer_of(told: TeacherSpec) -> Any:
+    """The tokenizer of the model that is named; raises Failure where it has none."""
+    name = str(told.tokenizer or told.model)
     try:
-        other = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             resolved(name), trust_remote_code=told.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise Failure(
             f"{name!r} has no tokenizer that can be loaded, to compare with the student's: {error}"
         ) from error
-    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
-    if mine == theirs:
-        return None
-    same = sum(theirs.get(word) == id for word, id in mine.items())
-    return (
-        f"{name!r} has another tokenizer than the student ({len(theirs)} and {len(mine)} tokens, "
-        f"of which {same} have the same id)"
-    )
 
 
 def options(told: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from stillroom.config.recipe import Recipe, find_data
 from stillroom.config.specs import DataSpec
 from stillroom.config.values import checked, within
 from stillroom.core import Failure
+from stillroom.data.addition import Addition
 from stillroom.data.forms import shaped
 from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.rows import Row, read_rows
@@ -23,15 +24,22 @@ from stillroom.data.text import Example, Renderer, TextData
 from stillroom.data.zipf_chain import ZipfChain
 from stillroom.store.requests import digest
 
-WORLDS: dict[str, Any] = {"marked_orders": MarkedOrders, "zipf_chain": ZipfChain}
+ROUTE = "route"
+"""A row's teacher, whatever its column is called in the file."""
+WORLDS: dict[str, Any] = {
+    "marked_orders": MarkedOrders,
+    "zipf_chain": ZipfChain,
+    "addition": Addition,
+}
 
 
 @dataclass
 class Texts:
     """Rows by split, where they came from, and the world they were made in.
 
-    ``left_out`` counts rows whose answer a teacher did not give; ``collected`` tells by file how
-    its answers were come by: for the reader alone, as it changes where the rows do not.
+    ``rest``: rows that were set aside and are in neither split are trained on. ``left_out`` counts
+    rows whose answer a teacher did not give; ``collected`` tells by file how its answers were come
+    by: for the reader alone, as it changes where the rows do not.
     """
 
     rows: dict[str, list[tuple[str, Row]]]
@@ -40,6 +48,7 @@ class Texts:
     world: Any = None
     form: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    rest: bool = True
     collected: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,7 +93,12 @@ def _shaped(texts: Texts, told: DataSpec) -> Texts:
     """Rows as prompt and completion, or messages; all splits have the form of the first."""
     for split, rows in texts.rows.items():
         with within(f"data.{split}"):
-            texts.form, texts.rows[split] = shaped(rows, texts.form or told.form, told.columns)
+            texts.form, made = shaped(rows, texts.form or told.form, told.columns)
+        names = [row.get(told.route or "") for _, row in rows]
+        texts.rows[split] = [
+            (where, {**row, ROUTE: name} if told.route else row)
+            for (where, row), name in zip(made, names, strict=True)
+        ]
     return texts
 
 
@@ -134,18 +148,19 @@ def rendered(
             f"data.train_on: {type(recipe.method).__name__} samples answers to the last turn "
             "alone, so 'all' would be learned from in some steps only: set it to last"
         )
-    limits: dict[str, int] = {**recipe.data.rows}
+    limits, needs = {**recipe.data.rows}, recipe.method.needs
     told, left_out = recipe.data, Counter(texts.left_out)
 
-    def kept(rows: Sequence[tuple[str, Row]], *, test: bool = False) -> list[Example]:
+    def kept(
+        rows: Sequence[tuple[str, Row]], *, test: bool = False, learned: bool = True
+    ) -> list[Example]:
         sampled = recipe.method.needs.rollouts or (test and recipe.eval.samples > 0)
         room = context - recipe.sampling.max_new_tokens if context and sampled else context
         found = []
         for where, row in rows:
-            example = renderer.example(row, where)
-            if told.cut_completion_tokens is not None:
-                example = renderer.cut(example, told.cut_completion_tokens)
-            prompt, answer = len(example.prompt_ids), len(example.completion_ids)
+            cot = learned and "cot" in needs.texts
+            example = _example(recipe, renderer, row, where, cot=cot)
+            prompt, answer = len(example.prompt_ids), _longest(example)
             if told.max_prompt_tokens is not None and prompt > told.max_prompt_tokens:
                 left_out["prompt too long"] += 1
             elif told.max_completion_tokens is not None and answer > told.max_completion_tokens:
@@ -156,7 +171,7 @@ def rendered(
         return found
 
     examples = {
-        split: kept(rows, test=split == "test")[: limits.get(split)]
+        split: kept(rows, test=split == "test", learned=split in needs.streams)[: limits.get(split)]
         for split, rows in texts.rows.items()
     }
     if told.hold_out is not None:
@@ -167,7 +182,7 @@ def rendered(
                 f"enough, but {n} are wanted twice: lower it or raise the limits of data"
             )
         examples |= {"validation": pool[:n], "test": pool[n : 2 * n]}
-        examples["train"] += pool[2 * n :]
+        examples["train"] += pool[2 * n :] if texts.rest else []
     if empty := [split for split, found in examples.items() if not found]:
         raise Failure(f"data: no row is left for {empty[0]}; left out: {dict(left_out)}")
     ledger |= {
@@ -184,7 +199,36 @@ def rendered(
 
 def _digest(examples: Sequence[Example]) -> str:
     """Hash of the texts, whatever files they came from and however they are tokenised."""
-    return digest([[e.prompt, e.answer, len(e.earlier)] for e in examples])
+    seconds = [[e.cot.answer] if e.cot else [] for e in examples]
+    pairs = zip(examples, seconds, strict=True)
+    return digest([[e.prompt, e.answer, len(e.earlier), *second] for e, second in pairs])
+
+
+def _example(recipe: Recipe, renderer: Renderer, row: Row, where: str, *, cot: bool) -> Example:
+    """A row as tokens, cut, with the place of its teacher."""
+    told, example = recipe.data, renderer.example(row, where, cot=cot)
+    if told.route is not None:
+        example = replace(example, route=_place(row.get(ROUTE), recipe, where))
+    if told.cut_completion_tokens is not None:
+        example = renderer.cut(example, told.cut_completion_tokens)
+    return example
+
+
+def _place(name: Any, recipe: Recipe, where: str) -> int:
+    """Of a row's teacher among those of the recipe."""
+    known = list(recipe.teachers)
+    if name not in known:
+        raise Failure(
+            f"{where}: {recipe.data.route!r} must name one of the teachers "
+            f"({', '.join(known) or 'there is none: give teachers'}), got {name!r}"
+        )
+    return known.index(name)
+
+
+def _longest(example: Example) -> int:
+    """Tokens of its longer answer."""
+    answers = [example, *([example.cot] if example.cot else [])]
+    return max(len(e.completion_ids) for e in answers)
 
 
 def _check_room(

@@ -90,6 +90,22 @@ class Batch(Bag):
             new = new._trimmed()
         return new
 
+    def only(self, examples: Tensor) -> Batch:
+        """Some examples by index, in rising order, with their rows; nested batches are left out."""
+        owner, fields = self.owner, {k: v for k, v in self.items() if not isinstance(v, Batch)}
+        rows = torch.isin(owner, examples)
+        picked = {
+            name: value[rows if name in self.row_fields else examples]
+            for name, value in fields.items()
+        }
+        new = Batch(picked)
+        new.row_fields = self.row_fields
+        if "rows" not in self:
+            return new
+        length = self["ids"].shape[1]
+        moved = torch.searchsorted(examples, owner[rows]) * length + new["rows"] % length
+        return new.add(rows=moved)._trimmed()
+
     def _row_range(self, start: int, stop: int) -> tuple[int, int]:
         if "rows" not in self:
             return start, stop

@@ -19,7 +19,9 @@ class Needs:
 
     ``fresh``: asks the teacher about sequences that the data do not hold. ``whole``: compares
     the samples of a batch, which is then never split, and gathered over processes. ``planned``:
-    what a step does depends on how many there will be, so the run cannot end by time.
+    what a step does depends on how many there will be, so the run cannot end by time. ``texts``:
+    columns of each row of training text, beside prompt and completion: ``cot``, the answer with its
+    chain of thought, which becomes a nested batch of that name.
     """
 
     teacher: Set[str] = frozenset()
@@ -28,6 +30,7 @@ class Needs:
     fresh: bool = False
     whole: bool = False
     planned: bool = False
+    texts: Set[str] = frozenset()
     streams: Set[str] = frozenset({"train"})
 
 

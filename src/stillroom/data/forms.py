@@ -34,6 +34,8 @@ ROLES = {
 }
 """Roles of ``messages`` by what ShareGPT files write in ``from``."""
 _TEXTS = ("prompt", "completion")
+COT = "cot"
+"""The column of an answer with its chain of thought, beside the completion."""
 
 
 def shaped(
@@ -48,12 +50,14 @@ def shaped(
     are one project's wording, and are not added: ``templates`` make another prompt.
     ``sharegpt``: turns of ``from`` and ``value``; roles as in ``ROLES``. ``messages``: keys of a
     turn that are null are left out, except ``content`` (a table gives every turn all keys).
-    A missing answer is no error here: a teacher may be asked for it.
+    A missing answer is no error here: a teacher may be asked for it. A second answer, ``cot``,
+    stays beside any form.
 
     Args:
         named: rows with their places, as iterating ``Rows`` gives them.
         form: a key of ``FORMS``; None tells it by the first row (``form_of``).
-        templates: Jinja that makes ``prompt`` or ``completion`` from a row's columns, before all.
+        templates: Jinja that makes ``prompt``, ``completion`` or ``cot`` from a row's columns,
+            before all.
 
     Raises:
         Failure: no form or several fit, or a row does not fit; its place is named.
@@ -61,17 +65,19 @@ def shaped(
     fill, pairs = columns(templates or {}), list(named)
     if not pairs:
         return form or "prompt", []
-    form = form or form_of(pairs[0][1], templates or (), pairs[0][0])
-    if templates and form in ("messages", "sharegpt"):
+    made = {*(templates or ())} - {COT}
+    form = form or form_of(pairs[0][1], made, pairs[0][0])
+    if made and form in ("messages", "sharegpt"):
         raise Failure(
             f"data.columns makes prompt and completion, and data.form is {form}: drop one"
         )
     shape = _SHAPES[form]
-    made = [(where, row, {**shape(row, where), **fill(row, where)}) for where, row in pairs]
-    for where, row, told in made:
-        if not told:
+    found = []
+    for where, row in pairs:
+        if not (told := {**shape(row, where), **fill(row, where)}):
             raise Failure(f"{where}: expected rows of form {form}, got columns {sorted(row)}")
-    return form, [(where, told) for where, _, told in made]
+        found.append((where, {COT: row[COT], **told} if COT in row else told))
+    return form, found
 
 
 def form_of(names: Iterable[str], templates: Iterable[str] = (), where: str = "row") -> str:
@@ -108,12 +114,13 @@ def columns(templates: Mapping[str, str]) -> Callable[..., dict[str, str]]:
     """``fill(row, where="row")``: the texts that Jinja templates make from a row's columns.
 
     Raises:
-        Failure: a template is malformed, makes neither prompt nor completion, or cannot be filled
-            from the row at ``where``.
+        Failure: a template is malformed, makes no text that is read, or cannot be filled from the
+            row at ``where``.
     """
     jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
-    if unread := sorted(set(templates) - set(_TEXTS)):
-        raise Failure(f"data.columns: {unread} would be read by nothing; make {', '.join(_TEXTS)}")
+    known = (*_TEXTS, COT)
+    if unread := sorted(set(templates) - set(known)):
+        raise Failure(f"data.columns: {unread} would be read by nothing; make {', '.join(known)}")
     try:
         made = {name: jinja.from_string(text) for name, text in templates.items()}
         used = [meta.find_undeclared_variables(jinja.parse(text)) for text in templates.values()]

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from stillroom.core import Batch, Failure
 from stillroom.data.rows import Row
-from stillroom.data.turns import Span, answer, earlier, question
+from stillroom.data.turns import Span, answer, earlier, question, with_cot
 
 
 @dataclass(frozen=True)
 class Example:
     """One prompt and its answer, as text and as tokens; ``completion`` ends with a stop id.
 
-    One that was cut has none. ``earlier`` are the parts of the prompt that count as well.
+    One that was cut has none. ``earlier`` are the parts of the prompt that count as well, ``asked``
+    is the prompt as the row has it: a text, or messages. ``cot`` is the same prompt with an answer
+    that has its chain of thought, ``route`` the place of its teacher among several.
     """
 
     prompt: str
@@ -26,6 +28,9 @@ class Example:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     earlier: tuple[Span, ...] = ()
+    asked: str | Sequence[Row] = ""
+    cot: Example | None = None
+    route: int | None = None
 
 
 class Renderer:
@@ -58,8 +63,13 @@ class Renderer:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
         self.train_on = train_on
 
-    def example(self, row: Row, where: str = "row") -> Example:
-        """Raises Failure, naming ``where``, when a column is missing or nothing is supervised."""
+    def example(self, row: Row, where: str = "row", *, cot: bool = False) -> Example:
+        """The row as tokens; ``cot`` adds its answer with a chain of thought.
+
+        Raises Failure, naming ``where``, when a column is missing or nothing is supervised.
+        """
+        if cot:
+            return replace(self.example(row, where), cot=self.example(with_cot(row, where), where))
         if "messages" in row:
             return self._chat(row["messages"], where)
         prompt, prompt_ids = self.asked(row, where)
@@ -74,7 +84,7 @@ class Renderer:
         completion = self._ids(said)
         if completion[-1:] != [self.stop_ids[0]]:  # some files spell the end of text out
             completion = [*completion, self.stop_ids[0]]
-        return Example(prompt, said, tuple(prompt_ids), tuple(completion))
+        return Example(prompt, said, tuple(prompt_ids), tuple(completion), asked=prompt)
 
     def asked(self, row: Row, where: str = "row") -> tuple[str, list[int]]:
         """The question of a row, as the text and tokens that an answer goes on from."""
@@ -87,7 +97,9 @@ class Renderer:
         return said, ids
 
     def cut(self, example: Example, tokens: int) -> Example:
-        """The example with at most so many tokens of its answer; an end beyond them is lost."""
+        """The example with at most so many tokens of each answer; an end beyond them is lost."""
+        if example.cot is not None:
+            example = replace(example, cot=self.cut(example.cot, tokens))
         kept = example.completion_ids[:tokens]
         if len(kept) == len(example.completion_ids):
             return example
@@ -130,7 +142,8 @@ class Renderer:
         completion = completion[: ends[-1] + 1] if ends else [*completion, self.stop_ids[0]]
         every = self.train_on == "all"
         spans = tuple(earlier(self, messages[:-1], told, where)) if every else ()
-        return Example(told, said or self.decode(completion), (*prompt,), (*completion,), spans)
+        said = said or self.decode(completion)
+        return Example(told, said, (*prompt,), (*completion,), spans, asked=messages[:-1])
 
 
 class TextData:
@@ -144,10 +157,18 @@ class TextData:
         return len(self.examples)
 
     def batch(self, indices: Sequence[int]) -> Batch:
+        """The examples at these indices; where they have a ``cot`` it is a nested batch."""
         picked = [self.examples[i] for i in indices]
         pairs = [(e.prompt_ids, e.completion_ids) for e in picked]
         earlier = [e.earlier for e in picked]
-        return collate(pairs, torch.tensor(list(indices)), self.pad_id, earlier=earlier)
+        made = collate(pairs, torch.tensor(list(indices)), self.pad_id, earlier=earlier)
+        if route := [e.route for e in picked if e.route is not None]:
+            made = made.add(route=torch.tensor(route))
+        seconds = [e.cot for e in picked if e.cot is not None]
+        if not seconds:
+            return made
+        pairs = [(e.prompt_ids, e.completion_ids) for e in seconds]
+        return made.add(cot=collate(pairs, made.id, self.pad_id))
 
 
 def collate(
@@ -190,6 +211,15 @@ def collate(
         mask=torch.ones(len(rows)),
         examples=torch.ones(len(pairs)),
     )
+
+
+def completions_of(batch: Batch) -> list[list[int]]:
+    """The tokens after the prompt of each example of a batch, padding left out."""
+    starts = (batch.real.int().argmax(1) + batch.prompt).tolist()
+    return [
+        row[start : last + 1]
+        for row, start, last in zip(batch.ids.tolist(), starts, batch.last.tolist(), strict=True)
+    ]
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:

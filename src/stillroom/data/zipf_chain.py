@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.catalogue import closure
 from stillroom.core import Batch, Failure, Signals
@@ -21,6 +21,8 @@ PAD, EOS = 0, 1
 SPECIAL = 2
 RARE = 1e-6
 """Probability of each token that is no word: none is ever written, and none has a score of -inf."""
+
+SYLLABLES = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
 
 Row = dict[str, str]
 
@@ -39,6 +41,8 @@ class ZipfChain:
         kinds: of words.
         exponent: the larger, the more of the mass is with few words.
         length: words of an answer.
+        spelled: ``numbers`` are ``w0``, ``w1``, ...; ``syllables`` are words of two (``bada``),
+            which tokenizers part in various ways.
         rows: of the training split; validation and test have 256 each.
     """
 
@@ -47,6 +51,7 @@ class ZipfChain:
     kinds: int = 20
     exponent: float = 1.0
     length: int = 32
+    spelled: Literal["numbers", "syllables"] = "numbers"
     rows: int = 4096
 
     def __post_init__(self) -> None:
@@ -54,6 +59,8 @@ class ZipfChain:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise Failure(f"{name} must be at least {value}, got {getattr(self, name)}")
+        if self.spelled == "syllables" and self.words > len(SYLLABLES) ** 2:
+            raise Failure(f"words: there are {len(SYLLABLES) ** 2} of two syllables")
         if not self.exponent >= 0:
             raise Failure(f"exponent must not be below 0, got {self.exponent}")
 
@@ -74,14 +81,15 @@ class ZipfChain:
         return table[kind[ids]]
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Words ``w0``, ``w1``, ... parted by spaces."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
+        """Words parted by spaces."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
         vocabulary = {"<pad>": PAD, "<eos>": EOS}
-        vocabulary |= {f"w{i}": i + SPECIAL for i in range(self.words)}
-        made = Tokenizer(models.WordLevel(vocabulary, unk_token=None))
+        vocabulary |= {self._word(i): i + SPECIAL for i in range(self.words)}
+        made = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # a word that was cut
         made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        made.decoder = decoders.WordPiece(cleanup=False)
         return PreTrainedTokenizerFast(
             tokenizer_object=made,
             pad_token="<pad>",
@@ -109,22 +117,27 @@ class ZipfChain:
             last = torch.multinomial(chances[kind[last]], 1, generator=draw).squeeze(-1)
             said.append(last)
         told = torch.stack(said, 1).tolist()
-        return [{"prompt": _text(row[:1]), "completion": _text(row[1:])} for row in told]
+        return [{"prompt": self._text(r[:1]), "completion": self._text(r[1:])} for r in told]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return " ".join(self._word(i - SPECIAL) for i in ids)
+
+    def _word(self, i: int) -> str:
+        if self.spelled == "numbers":
+            return f"w{i}"
+        first, second = divmod(i, len(SYLLABLES))
+        return SYLLABLES[first] + SYLLABLES[second]
 
 
-class Chain:
+class Chain(nn.Module):
     """The world's teacher: exact scores of every next word."""
 
     signals = closure({"logits", "text"})
-    fresh = True
 
     def __init__(self, world: ZipfChain) -> None:
+        super().__init__()
         self.world = world
 
-    def __call__(self, batch: Batch, *, grad: bool = False) -> Signals:
+    def forward(self, batch: Batch) -> Signals:
         read = batch["ids"].flatten()[batch["rows"]]
         return Signals(logits=self.world.logp(read).float())
-
-
-def _text(ids: Sequence[int]) -> str:
-    return " ".join(f"w{i - SPECIAL}" for i in ids)

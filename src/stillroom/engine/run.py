@@ -156,6 +156,8 @@ class Run:
         made = collate(pairs, batch.id.cpu().repeat_interleave(n), self.pad_id)
         stops = set(student.stop_ids)
         ended = torch.tensor([answer[-1] in stops for answer in answers])
+        if "route" in batch:
+            made = made.add(route=batch.route.cpu().repeat_interleave(n))
         return made.add(ended=ended).to(self.processes.device)
 
     def next(self, stream: str) -> Batch:
@@ -212,6 +214,15 @@ def check_plan(method: Method, train: Train) -> None:
         raise Failure(
             f"train.cpu_seconds: what {type(method).__name__} does in a step depends on how many "
             "there will be; give train.steps"
+        )
+
+
+def check_texts(method: Method, batch: Batch) -> None:
+    """Raises Failure where the rows of the training stream lack a text that the method reads."""
+    if lacks := sorted(method.needs.texts - set(batch)):
+        raise Failure(
+            f"{type(method).__name__} learns from {', '.join(lacks)} of each row, beside its "
+            "answer, and these have none: give it as Example.cot, or rows with that column"
         )
 
 

@@ -28,6 +28,7 @@ from stillroom.engine.parallel import Processes
 from stillroom.models.adapters import AdaptedLM
 from stillroom.models.text import CausalLM
 from stillroom.teachers.local import Local
+from stillroom.teachers.routed import each
 
 
 def check_shardable(players: Mapping[str, nn.Module], teachers: Mapping[str, Teacher]) -> None:
@@ -60,7 +61,7 @@ def check_shardable(players: Mapping[str, nn.Module], teachers: Mapping[str, Tea
 
 
 def _live(teachers: Mapping[str, Teacher]) -> list[tuple[str, Local]]:
-    return [(name, teacher) for name, teacher in teachers.items() if isinstance(teacher, Local)]
+    return [(name, teacher) for name, teacher in each(teachers) if isinstance(teacher, Local)]
 
 
 class Sharding:

@@ -24,11 +24,12 @@ from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
-from stillroom.engine.run import Run, check_needs, check_plan
+from stillroom.engine.run import Run, check_needs, check_plan, check_texts
 from stillroom.engine.sharding import Sharding, check_shardable, weights_for, whole
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrowed
 from stillroom.teachers.local import Local
+from stillroom.teachers.routed import each
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class _Training:
         layers = job.method.layers()
         if "student" in layers:
             job.student.taps = tuple(layers["student"])
-        for name, teacher in job.teachers.items():
+        for name, teacher in each(job.teachers):
             if isinstance(teacher, Local):
                 network: Any = teacher.network.to(device)
                 if name in layers:
@@ -129,6 +130,7 @@ class _Training:
                 getattr(student, setting)()
         data = job.streams["train"]
         first = data.batch(range(min(len(data), job.train.batch))).to(device)
+        check_texts(job.method, first)
         made = job.method.players(Setup(student, job.teachers, first, len(data)))
         if "student" in made:
             raise RuntimeError(f"{type(job.method).__name__}: 'student' is the student's name")
@@ -153,7 +155,7 @@ class _Training:
     def _step(self) -> dict[str, float]:
         run, begun, cpu = self.run, time.perf_counter(), time.process_time()
         run.epoch, before = self.streams["train"].epoch, dict(run.tokens)
-        live = [t.network for t in self.job.teachers.values() if isinstance(t, Local)]
+        live = [t.network for _, t in each(self.job.teachers) if isinstance(t, Local)]
         with run.clock("train"), narrowed(*run.players.values(), *live):
             try:
                 log = iterate(run, run.next("train"))

@@ -28,6 +28,7 @@ class Task:
     """What ``per_row`` was asked, checked; labels count the head's rows.
 
     ``theirs`` [N, d] or, without ``their_head``, logits [N, V] or some tokens of each row.
+    ``foreign`` logits are of other tokens than the student's, and stay as they are.
     """
 
     objective: Objective
@@ -37,6 +38,7 @@ class Task:
     their_head: Head | None
     labels: Tensor | None
     inputs: Mapping[str, Tensor | None]
+    foreign: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -52,18 +54,25 @@ class Task:
 
     @property
     def width(self) -> int:
-        """Columns that both have."""
-        return min(width for width in self.widths if width)
+        """Columns of the student's logits that are used: those that both have."""
+        own, other = self.widths
+        return own if self.foreign or not other else min(own, other)
+
+    @property
+    def their_width(self) -> int:
+        """Columns of the teacher's."""
+        return self.widths[1] if self.foreign else self.width
 
     @property
     def block_size(self) -> int:
         return max(1, min(MOST_ROWS, len(self.rows), BUDGET // (4 * sum(self.widths))))
 
     def narrowed(self, theirs: Any) -> Any:
-        """Logits of the columns that both have; of some tokens a row, those among the columns."""
-        if theirs is None or theirs.shape[-1] <= self.width:
+        """Logits of the columns that are used; of some tokens a row, those among the columns."""
+        width = self.their_width
+        if theirs is None or theirs.shape[-1] <= width:
             return theirs
-        return theirs.below(self.width) if isinstance(theirs, Sparse) else theirs[:, : self.width]
+        return theirs.below(width) if isinstance(theirs, Sparse) else theirs[:, :width]
 
     def value(self, student: Tensor, teacher: Any, *others: Tensor | None) -> Tensor:
         """The objective on some rows: logits of both, labels, row inputs."""
@@ -133,7 +142,7 @@ class _Walk:
         own = task.rows.new_empty(size, task.width, dtype=_exact(task.rows))
         other = None
         if isinstance(task.theirs, Tensor) and task.their_head is not None:
-            other = task.theirs.new_empty(size, task.width, dtype=_exact(task.theirs))
+            other = task.theirs.new_empty(size, task.their_width, dtype=_exact(task.theirs))
         with torch.autocast(task.rows.device.type, enabled=False):
             for start in range(0, max(1, len(task.rows)), size):
                 if self.learning and start:

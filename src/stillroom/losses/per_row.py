@@ -19,6 +19,8 @@ def per_row(
     student: Signals,
     teacher: Signals | None,
     labels: Tensor | None,
+    *,
+    foreign: bool = False,
     **row_inputs: Tensor | None,
 ) -> Tensor:
     """One value of ``objective`` a row: a chunked LM-head loss that never holds [N, V] logits.
@@ -44,7 +46,8 @@ def per_row(
 
     Where an LM head and the other side differ in V, the first columns that both have are used:
     meant for heads padded beyond one vocabulary, whose further columns are no tokens. That the
-    vocabularies are the same is checked where tokenizers are compared, not here.
+    vocabularies are the same is checked where tokenizers are compared, not here. ``foreign`` says
+    that they are not, and the objective sees all columns of both.
 
     ``labels`` are token ids. Where the heads hold some tokens of the vocabulary alone, both must
     hold the same, and the objective sees logits of these and labels counted among them.
@@ -67,7 +70,7 @@ def per_row(
         targets = whole if their_head is None else their_head.logits(whole)
         return checked(objective(rows, targets, labels, **row_inputs), len(rows))
     labels = labels if labels is None else head.columns(labels)
-    task = Task(objective, rows, head, theirs, their_head, labels, row_inputs)
+    task = Task(objective, rows, head, theirs, their_head, labels, row_inputs, foreign)
     if not torch.is_grad_enabled():
         return measured(task)
     value = None

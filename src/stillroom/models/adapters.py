@@ -42,7 +42,6 @@ class AdaptedLM(CausalLM):
         self.stop_ids, self.view, self.layout = like.stop_ids, like.view, like.layout
         with self.on():
             self.head_known = probe(self.model)
-        self.signals = frozenset({"hidden" if self.head_known else "logits", "text", "weights"})
 
     def on(self) -> On:
         """Its adapter on, the others off, layers in this module's own mode."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,13 +13,20 @@ from stillroom.core import Failure
 
 LAST = "last"
 """What the last linear layer reads: the embedding before the classifier."""
+EMBEDDING = "embedding"
+"""What the embedding of a language model's input says."""
 
 
 @contextmanager
-def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the named layers while the block runs, filled by a forward pass in it."""
+def tapped(
+    network: nn.Module, layers: Sequence[str], others: Mapping[str, nn.Module] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named layers while the block runs, filled by a forward pass in it.
+
+    ``others``: layers that have a further name.
+    """
     seen: dict[str, Tensor] = {}
-    modules = dict(network.named_modules())
+    modules = {**dict(network.named_modules()), **(others or {})}
     handles = []
     try:
         for layer in layers:
@@ -41,8 +49,8 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 def _keep(seen: dict[str, Tensor], layer: str):
-    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-        seen[layer] = output
+    def hook(_module: nn.Module, _args: object, output: Any) -> None:
+        seen[layer] = output[0] if isinstance(output, tuple) else output  # of what else it gives
 
     return hook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from stillroom.models import windowed
 from stillroom.models.bodies import Body, copied, entries, fresh, sizes_of, width_of
 from stillroom.models.heads import View, few_logits, head_of, mode, probe
 from stillroom.models.packing import Padded, pack
+from stillroom.models.taps import EMBEDDING, LAST, tapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 __all__ = ["Body", "CausalLM", "mode", "windowed"]
@@ -26,6 +28,9 @@ __all__ = ["Body", "CausalLM", "mode", "windowed"]
 
 class CausalLM(nn.Module):
     """A Hugging Face causal LM: hidden states at the rows that count, and its head.
+
+    It says the features [N, d] of the layers in ``taps`` at the same rows: of modules by name,
+    ``embedding`` and ``last``, the state that the head reads.
 
     At construction a probe compares ``hidden`` with what the model's head reads, and
     ``head.logits`` with the model's own logits of states scaled up until these are as large as
@@ -45,6 +50,7 @@ class CausalLM(nn.Module):
     """Whether it is so in any process that must run the model whenever another does."""
     doors = ("states", "next_logits")
     """Methods beside ``forward`` in which the weights are used."""
+    taps: tuple[str, ...] = ()
 
     def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -52,7 +58,11 @@ class CausalLM(nn.Module):
         self.stop_ids = tuple(stop_ids) if stop_ids is not None else _stop_ids(model)
         self.head_known = probe(model)
         self.view: View | None = None
-        self.signals = frozenset({"hidden" if self.head_known else "logits", "text", "weights"})
+
+    @property
+    def signals(self) -> frozenset[str]:
+        said = {"hidden", "features"} if self.head_known else {"logits"}
+        return frozenset({*said, "text", "weights"})
 
     @property
     def context(self) -> int | None:
@@ -78,8 +88,15 @@ class CausalLM(nn.Module):
         layout = self.layout(batch)
         if not self.head_known:
             return Signals(logits=layout.at_rows(self.model(**layout.inputs).logits))
-        states = self.model.base_model(**layout.inputs).last_hidden_state
-        return Signals(hidden=layout.at_rows(states), head=self.head)
+        inner = [layer for layer in self.taps if layer != LAST]
+        others = {EMBEDDING: self.model.get_input_embeddings()}
+        with tapped(self.model, inner, others) if inner else nullcontext({}) as seen:
+            states = self.model.base_model(**layout.inputs).last_hidden_state
+        said = Signals(hidden=layout.at_rows(states), head=self.head)
+        if self.taps:
+            every = {**seen, LAST: states}
+            said["features"] = {k: _at_rows(layout, k, every.get(k)) for k in self.taps}
+        return said
 
     def next_logits(self, ids: Tensor, positions: Tensor, real: Tensor, cache: Cache) -> Tensor:
         """[B, V] logits of the token after the last column; ``cache`` grows by these columns."""
@@ -180,6 +197,13 @@ def build(model_type: str, vocab_size: int, eos_token_id: int, pad_token_id: int
         config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **words, **sizes)
         model = AutoModelForCausalLM.from_config(config)
     return CausalLM(model)
+
+
+def _at_rows(layout: Padded, layer: str, said: Any) -> Tensor:
+    if not isinstance(said, Tensor) or said.shape[:-1] != layout.inputs["input_ids"].shape:
+        got = list(said.shape) if isinstance(said, Tensor) else "none"
+        raise Failure(f"the layer {layer!r} says no state of each token, [.., .., d]: got {got}")
+    return layout.at_rows(said)
 
 
 def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -31,16 +31,9 @@ def write_report(path: Path | str) -> Path:
 
 def render(folder: RunFolder, template: str = "report.html.jinja", **more: Any) -> str:
     """The page as text; ``more`` goes to a template that extends the report's."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda v: v if isinstance(v, Markup | jinja2.Undefined) else words.visible(v),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn, missing = _curves(folder)
-    return environment.get_template(template).render(
+    return page(
+        template,
         name=folder.name,
         sentence=sentence(folder),
         about=words.paragraphs(folder.recipe.get("about")),
@@ -57,6 +50,19 @@ def render(folder: RunFolder, template: str = "report.html.jinja", **more: Any) 
         environment=words.flat(folder.environment),
         **more,
     )
+
+
+def page(template: str, **told: Any) -> str:
+    """A template of this room, filled; every value is escaped and made visible."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda v: v if isinstance(v, Markup | jinja2.Undefined) else words.visible(v),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**told)
 
 
 def sentence(folder: RunFolder) -> str:

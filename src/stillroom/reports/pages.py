@@ -77,6 +77,8 @@ def needs(told: Mapping[str, Any]) -> list[str]:
         f"of the student: {signals(told['student'])}",
         f"streams of data: {streams}",
     ]
+    if told["texts"]:
+        lines.append(f"a column of each training row: {', '.join(f'`{n}`' for n in told['texts'])}")
     flags = {
         "rollouts": "samples of the student while it trains",
         "fresh": "a live teacher: it asks about sequences that the data do not hold",

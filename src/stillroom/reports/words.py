@@ -81,6 +81,8 @@ def teacher(spec: Any) -> str:
         return "the student's base model, its adapter off"
     if spec.get("adapter"):
         return f"the adapter {spec['adapter']} on the student's base model"
+    if trained := spec.get("trained"):
+        return f"{student(trained.get('student'))}, trained first"
     return str(spec.get("model") or "none")
 
 

@@ -15,7 +15,7 @@ from stillroom.failures import Failure
 from stillroom.store.prices import Price, known_price
 from stillroom.store.requests import Identity, Outcome, Request, Tokens, key
 from stillroom.teachers.asking import Ask, Rest
-from stillroom.teachers.replies import outcome_of
+from stillroom.teachers.replies import Read, outcome_of
 
 OPENAI = "https://api.openai.com/v1"
 KEY_ENV = "OPENAI_API_KEY"
@@ -152,14 +152,18 @@ class Api:
     async def ask(self, requests: Sequence[Request]) -> list[Outcome]:
         """One attempt at one question."""
         (request,) = requests
-        told = await self._sent(request)
+        return [await self.post(request)]
+
+    async def post(self, request: Request, read: Read | None = None) -> Outcome:
+        """One attempt, whose reply ``read`` reads; neither text nor ``why`` says the key back."""
+        told = await self._sent(request, read)
         why, text = self._masked(told.why), told.text
         if self._key and len(self._key) >= SECRET:
             text = self._masked(text)
         text = text.encode("utf-8", "replace").decode()  # half a character cannot be written
-        return [dataclasses.replace(told, text=text, why=why)]
+        return dataclasses.replace(told, text=text, why=why)
 
-    async def _sent(self, request: Request) -> Outcome:
+    async def _sent(self, request: Request, read: Read | None) -> Outcome:
         httpx2: Any = extra("httpx2", "api", "a teacher behind a server")
         told = self.rendered(request)
         once = {"Idempotency-Key": key(self.identity, told, request.copy)}
@@ -174,7 +178,7 @@ class Api:
         except (httpx2.RequestError, OSError) as error:
             why = f"the connection broke: {str(error) or type(error).__name__}"
             return Outcome("failed", why=why, again=True)
-        return outcome_of(response, self.model, self.key_env or KEY_ENV)
+        return outcome_of(response, self.model, self.key_env or KEY_ENV, read)
 
     def _masked(self, text: str) -> str:
         """Text of a server without the key, should it say it back."""

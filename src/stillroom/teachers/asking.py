@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import Any, Protocol
 
 from stillroom.failures import Failure
-from stillroom.store.answers import Store
 from stillroom.store.budget import Budget
 from stillroom.store.prices import Price
 from stillroom.store.requests import Identity, Outcome, Request, Tokens
@@ -52,12 +52,19 @@ class Source(AbstractAsyncContextManager[Any], Protocol):
         ...
 
 
+class Ledger(Protocol):
+    """Where attempts and what came of them are written down; see ``store.answers.Store``."""
+
+    def begin(self, identity: Identity, key: str, rendered: Any, most: Tokens) -> int: ...
+    def end(self, attempt: int, outcome: Outcome) -> None: ...
+
+
 class Asking:
     """One run over open questions. When it must end early, what is in flight still arrives.
 
     Args:
         source: whom to ask.
-        store: where attempts and outcomes are written; this process holds it.
+        store: where attempts and outcomes are written.
         budget: what is spent already, and the bounds.
         questions: by key.
         tick: called with each key and its final outcome, and with None whenever an attempt ended.
@@ -66,7 +73,7 @@ class Asking:
     def __init__(
         self,
         source: Source,
-        store: Store,
+        store: Ledger,
         budget: Budget,
         questions: Mapping[str, Request],
         tick: Callable[[str | None, Outcome | None], None],
@@ -154,3 +161,14 @@ class Asking:
         """Sleeps, but not beyond the end of the run."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), seconds)
+
+
+def finished(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it to its end, in a thread where this one has a loop already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()

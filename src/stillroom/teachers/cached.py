@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stillroom.failures import Failure
 from stillroom.store.answers import Store
 from stillroom.store.budget import Budget, Cost
 from stillroom.store.requests import Identity, Outcome, Request, Tokens, key
-from stillroom.teachers.asking import Asking, Source
+from stillroom.teachers.asking import Asking, Source, finished
 
 Tick = Callable[["Cached"], None]
 
@@ -90,7 +88,7 @@ class Cached:
 
         asking = Asking(self.source, self.store, self.budget, self.open, ended)
         self.faults = asking.faults
-        _finished(asking.run())
+        finished(asking.run())
         self.stopped = asking.stopped
         if asking.error is None:
             return
@@ -171,14 +169,3 @@ def differences(other: Identity, own: Identity) -> str:
 
 def _short(value: Any) -> str:
     return f"{value!r:.60}"
-
-
-def _finished(work: Coroutine[Any, Any, None]) -> None:
-    """Runs it to its end, in a thread where this one has a loop already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from stillroom.store.requests import Outcome, Tokens
 
+Read = Callable[[Any], Outcome]
+"""From the JSON of a reply (None where it is none) to what it says; ``answer_of`` if none."""
 TOO_LONG = 3600.0
 """Seconds: who is asked to wait longer had better stop."""
 
 
-def outcome_of(response: Any, model: str, key_env: str) -> Outcome:
-    """The outcome that a reply of the OpenAI protocol tells of."""
+def outcome_of(response: Any, model: str, key_env: str, read: Read | None = None) -> Outcome:
+    """The outcome that a reply tells of; ``read`` takes it where it is no fault."""
     try:
         told = response.json()
     except ValueError:
         told = None
     if response.status_code == 200:
-        return _answer(told)
+        return (read or answer_of)(told)
     return _fault(response, _message(told), model, key_env)
 
 
@@ -63,7 +66,8 @@ def _seconds(told: str) -> float:
         return 0.0
 
 
-def _answer(told: Any) -> Outcome:
+def answer_of(told: Any) -> Outcome:
+    """The words of a reply's one choice."""
     if not isinstance(told, dict):
         return Outcome("malformed", why="the reply is no whole JSON object", again=True)
     tokens = _tokens(told.get("usage"))

@@ -1,4 +1,4 @@
-"""A network in this process scores given sequences once, for a store."""
+"""A network, or a server, scores given sequences once, for a store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stillroom.core import Batch, Failure, Signals
+from stillroom.core import Batch, Failure, Signals, Sparse
 from stillroom.data.text import TextData
 from stillroom.models.heads import mode
 from stillroom.teachers.stored import Stored, head_arrays, keys_of
@@ -55,9 +55,22 @@ def score(
             "topk:K or sampled:N"
         )
     device = next(network.parameters()).device
-    with stored.arrays.writing() as writer, torch.no_grad(), mode(network, training=False):
+    with torch.no_grad(), mode(network, training=False):
+        write(lambda batch: network(batch.to(device)), stored, wanted, budget=budget, tick=tick)
+
+
+def write(
+    say: Callable[[Batch], Signals],
+    stored: Stored,
+    wanted: Sequence[tuple[TextData, int]],
+    *,
+    budget: int,
+    tick: Tick = lambda count: None,
+) -> None:
+    """As ``score``, for anything that says signals of a batch."""
+    with stored.arrays.writing() as writer:
         for batch in _batches(wanted, budget):
-            said: Signals = network(batch.to(device))
+            said = say(batch)
             writer.share(_shared(stored, said))
             counts = batch.owner.bincount(minlength=batch.size).tolist()
             start = 0
@@ -70,13 +83,16 @@ def score(
 
 def _shared(stored: Stored, said: Signals) -> dict[str, torch.Tensor]:
     """What all sequences have in common: how many tokens there are, and the head of states."""
-    width = said.head.weight.shape[0] if "hidden" in said else said["logits"].shape[-1]
+    if "hidden" in said:
+        width = len(said.head.weight)
+    else:
+        width = said["sparse" if "sparse" in said else "logits"].shape[-1]
     head = head_arrays(said.head) if stored.kept.kind == "hidden" else {}
     return {"vocab": torch.tensor(width), **head}
 
 
 def _rows(value: Any, start: int, count: int) -> Any:
-    return value[start : start + count] if isinstance(value, torch.Tensor) else value
+    return value[start : start + count] if isinstance(value, torch.Tensor | Sparse) else value
 
 
 def _batches(wanted: Sequence[tuple[TextData, int]], budget: int) -> Iterator[Batch]:

@@ -58,7 +58,9 @@ class Kept:
         return f"{self.kind}:{self.count}" if self.count else self.kind
 
     def taken(self, said: Signals, key: bytes) -> dict[str, Tensor]:
-        """Arrays to keep of what a network says of one sequence, which ``key`` names."""
+        """Arrays to keep of what a teacher says of one sequence, which ``key`` names."""
+        if "sparse" in said:
+            return _largest(said.sparse)
         if self.kind == "hidden":
             states = said.hidden.float()
             scale = states.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / PEAK
@@ -76,8 +78,7 @@ class Kept:
         if self.kind == "logits":
             return {"logits": logits}
         if self.kind == "topk":
-            told = top_k(logits, self.count)
-            return {"ids": told.ids.int(), "logp": told.logp.half(), "tail": told.tail.half()}
+            return _largest(top_k(logits, self.count))
         rows = torch.arange(start, start + len(logits)).unsqueeze(-1)
         numbers = uniform(int.from_bytes(key[:7], "big"), rows, torch.arange(self.count))
         told = draws(logits, numbers.to(logits.device))
@@ -172,6 +173,10 @@ class Stored:
         students, own = self._views
         own.on = students.on
         return own.head(self._whole)
+
+
+def _largest(told: Sparse) -> dict[str, Tensor]:
+    return {"ids": told.ids.int(), "logp": told.logp.half(), "tail": told.tail.half()}
 
 
 def keys_of(batch: Batch) -> list[bytes]:

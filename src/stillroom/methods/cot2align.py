@@ -89,11 +89,12 @@ class CoT2Align(Method):
     def updates(self, run: Run, batch: Batch) -> Iterator[Update]:
         halves = {"": batch, "cot.": batch.cot}
         own = {name: run.student(half) for name, half in halves.items()}
-        other = {name: run.teacher(half) for name, half in halves.items()}
+        asked = halves.items() if self.alpha else ()
+        other = {name: run.teacher(half) for name, half in asked}
         terms = [
             term
             for name, half in halves.items()
-            for term in self._each(name, half, own[name], other[name])
+            for term in self._each(name, half, own[name], other.get(name))
         ]
         if self._pairs():
             project = run.players["projectors"]
@@ -116,11 +117,12 @@ class CoT2Align(Method):
         }
         return {name: told for name, told in pairs.items() if self.alpha * told[-1]}
 
-    def _each(self, name: str, batch: Batch, own: Signals, other: Signals) -> Iterator[Term]:
+    def _each(self, name: str, batch: Batch, own: Signals, other: Signals | None) -> Iterator[Term]:
         """Half of L_CE and of L_KD."""
         text = per_row(_text, own, None, batch.labels)
         yield Term(text, over=f"{name}mask", weight=(1 - self.alpha) / 2, name=f"{name}text")
-        if weight := self.alpha * self.kd_weight / 2:
+        weight = self.alpha * self.kd_weight / 2
+        if other is not None and weight:
             told = other.index
             counted, owner = told.paired * batch.mask, batch.owner
             tokens = counted.new_zeros(batch.size).index_add(0, owner, counted)

@@ -66,13 +66,13 @@ class World:
     def student(self) -> Any:
         return self._network(seed=1, width=8)
 
-    def teacher(self, method: Method) -> Teacher:
+    def teacher(self, method: Method, seed: int = 2) -> Teacher:
         """Recorded where its text is enough, as users have it; else a wider network."""
         if method.needs.teacher <= {"text"}:
             return Recorded()
         if "spans" in method.needs.teacher:
             return self.foreign(THEIRS)
-        return Local(self._network(seed=2, width=12))
+        return Local(self._network(seed=seed, width=12))
 
     def foreign(self, words: Sequence[str]) -> Foreign:
         """A teacher whose tokens are these, one of which ends an answer."""
@@ -190,7 +190,10 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     world = replace(world, cot="cot" in method.needs.texts)
     told: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 0.05, "every": None, "max_new_tokens": 4}
     told |= changes
-    measured = METRICS[world.kind] if told.pop("metrics", False) else ()
+    steered = method.needs.metrics
+    measured = METRICS[world.kind] if told.pop("metrics", False) or steered else ()
+    if steered and told["every"] is None:
+        told["every"] = 1
 
     def made(cls: Any) -> Any:
         own = {f.name for f in fields(cls)} & set(told)
@@ -201,8 +204,11 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     splits = {name: world.data(name) for name in ("validation", "test")}
     given = {
         "student": world.student(),
-        "teachers": {"teacher": world.teacher(method)},
-        "streams": {name: world.data(name) for name in sorted(method.needs.streams)},
+        "teachers": {
+            name: world.teacher(method, 2 + i)
+            for i, name in enumerate(sorted(method.needs.teachers, reverse=True))
+        },
+        "streams": {name: world.data(name) for name in sorted(method.streams())},
         "suite": Suite(measured, splits, sampling=sampling) if measured else None,
         "sampling": sampling,
     }

@@ -19,7 +19,7 @@ from typing import Any
 from stillroom.failures import Failure
 from stillroom.outcomes import claims, counted
 
-ROOMS = {"methods": "method"}
+ROOMS = {"methods": "method", "diagnostics": "diagnostic"}
 """Folders that hold one class a file, and what that class is called."""
 TOLD = ("paper", "needs", "modality", "family")
 """Literals that the class body of each file states."""
@@ -31,6 +31,8 @@ NO_NEEDS = {
     "whole": False,
     "planned": False,
     "texts": [],
+    "teachers": ["teacher"],
+    "metrics": [],
     "streams": ["train"],
 }
 
@@ -66,15 +68,18 @@ def closure(signals: Set[str]) -> frozenset[str]:
 
 
 @cache
-def names() -> dict[str, str]:
-    """Every name with its module: ``{"kd": "stillroom.methods.kd", ...}``, sorted."""
+def names(room: str | None = None) -> dict[str, str]:
+    """Every name with its module: ``{"kd": "stillroom.methods.kd", ...}``, sorted.
+
+    Of one room alone where it is named (``methods``, ``diagnostics``).
+    """
     root = Path(__file__).parent
     found: dict[str, str] = {}
-    for room in ROOMS:
-        for file in sorted((root / room).glob("[!_]*.py")):
+    for one in ROOMS if room is None else (room,):
+        for file in sorted((root / one).glob("[!_]*.py")):
             if file.stem in found:
                 raise RuntimeError(f"two files are named {file.stem}: rename {file}")
-            found[file.stem] = f"stillroom.{room}.{file.stem}"
+            found[file.stem] = f"stillroom.{one}.{file.stem}"
     return dict(sorted(found.items()))
 
 
@@ -84,25 +89,27 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def load(name: str) -> Any:
+def load(name: str, room: str = "methods") -> Any:
     """The one class that the named file defines; ``package.module`` loads a user's own file.
+
+    Of a name of another room than ``room`` it says which command it goes with.
 
     Raises:
         Failure: no such name, or the file defines no class of its kind, or several.
     """
-    if name not in names() and "." not in name:
-        raise Failure(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+    _known(name, room)
     module = importlib.import_module(names().get(name, name))
+    kind = ROOMS[room].title()
     core = importlib.import_module("stillroom.core")
     found = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, core.Method)
+        and issubclass(value, getattr(core, kind))
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise Failure(f"{module.__name__} must define exactly one Method, found {len(found)}")
+        raise Failure(f"{module.__name__} must define exactly one {kind}, found {len(found)}")
     return found[0]
 
 

@@ -87,7 +87,7 @@ def test_a_run_on_its_own_answers_and_on_stored_scores(tmp_path):
 def test_bad_words_are_refused_before_anything_is_loaded():
     with pytest.raises(Failure, match=r"teachers: give either it, several by name, or 'teacher'"):
         recipe(teacher={"recorded": True})
-    with pytest.raises(Failure, match=r"data\.route; got wild, wise"):
+    with pytest.raises(Failure, match=r"KD calls teacher, and there is wild, wise; .*data\.route"):
         recipe(data={"train": "rows.jsonl"})
     with pytest.raises(Failure, match=r"teachers\.wild\.modle"):
         recipe(teachers={"wild": {"modle": "x"}, "wise": {"model": "wise"}})

@@ -13,6 +13,7 @@ import torch
 
 from stillroom.catalogue import nearest
 from stillroom.config import speakers, students
+from stillroom.config.corpus import corpus
 from stillroom.config.recipe import Recipe
 from stillroom.config.students import Beginning
 from stillroom.config.taught import Taught
@@ -91,6 +92,7 @@ def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin:
     renderer = Renderer(tokenizer, student.stop_ids, recipe.data.train_on)
     ledger: dict[str, Any] = {}
     splits = rendered(recipe, texts, renderer, student.context, ledger)
+    splits |= corpus(recipe, renderer, student.context, ledger)
     return _job(recipe, parts, student, renderer, splits, ledger, texts, begin.stages)
 
 

@@ -32,7 +32,7 @@ class Recipe:
     student: Network
     teacher: TeacherSpec
     teachers: Mapping[str, TeacherSpec]
-    """Several by name, instead of ``teacher``."""
+    """Several by name, instead of ``teacher``: rows name theirs (``data.route``), or the method."""
     data: DataSpec
     train: Train
     eval: Eval
@@ -44,8 +44,13 @@ class Recipe:
 
     @property
     def spoken(self) -> Mapping[str, Recipe]:
-        """The recipe with each of its teachers alone, by name."""
-        several = {k: replace(self, teacher=v, teachers={}) for k, v in self.teachers.items()}
+        """The recipe with each of its teachers alone, by name: those that are listened to."""
+        called = self.teachers if self.data.route else self.method.needs.teachers
+        several = {
+            name: replace(self, teacher=told, teachers={})
+            for name, told in self.teachers.items()
+            if name in called
+        }
         return several or {"teacher": self}
 
     def resolved(self) -> dict[str, Any]:
@@ -129,26 +134,34 @@ def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
             near = nearest(str(key), [*_KEYS, "tiny"])
             raise Failure(f"{key}: a recipe has no such key{near}; it has {', '.join(_KEYS)}")
     absent = {name: {} for name in SECTIONS if told.get(name) is None}
-    values = {**told, **absent}
+    values, method = {**told, **absent}, method_of(told.get("method"))
     return Recipe(
         name=str(told.get("name", "run")),
         about=str(told.get("about", "")).strip(),
-        method=method_of(told.get("method")),
+        method=method,
         folder=folder,
         **{name: checked(cls, values[name], name) for name, cls in SECTIONS.items()},
-        teachers=_teachers(told),
+        teachers=_teachers(told, method),
         arms=_arms(told, folder),
     )
 
 
-def _teachers(told: Mapping[str, Any]) -> dict[str, TeacherSpec]:
-    several = _mapping(told.get("teachers"), "teachers")
+def _teachers(told: Mapping[str, Any], method: Method) -> dict[str, TeacherSpec]:
+    several, called = _mapping(told.get("teachers"), "teachers"), method.needs.teachers
+    names = ", ".join(sorted(called, reverse=True))
     if several and told.get("teacher"):
         raise Failure("teachers: give either it, several by name, or 'teacher'")
-    if several and not _mapping(told.get("data"), "data").get("route"):
+    if several and _mapping(told.get("data"), "data").get("route"):
+        if len(called) > 1:
+            raise Failure(
+                f"data.route: {type(method).__name__} calls its teachers {names} by name; leave "
+                "it out"
+            )
+    elif several and not called <= set(several):
         raise Failure(
-            "teachers: name the column that says which of them a row has as data.route; got "
-            f"{', '.join(map(str, several))}"
+            f"teachers: {type(method).__name__} calls {names}, and there is "
+            f"{', '.join(map(str, several))}; or name the column that says which of them a row has "
+            "as data.route"
         )
     return {str(n): checked(TeacherSpec, v, f"teachers.{n}") for n, v in several.items()}
 

@@ -11,7 +11,7 @@ from stillroom.config.recipe import Recipe
 from stillroom.config.stored import told_by
 from stillroom.config.taught import Taught, taught
 from stillroom.config.values import within
-from stillroom.core import Teacher
+from stillroom.core import Failure, Teacher
 from stillroom.data.text import Renderer
 from stillroom.engine.job import Job
 from stillroom.teachers.routed import Routed
@@ -33,7 +33,7 @@ def teachers(  # noqa: PLR0913 - what was made of each section
     world: Any = None,
     ask: bool = True,
 ) -> dict[str, Teacher]:
-    """What the method calls its teachers: one, or several behind one that routes rows to them.
+    """What the method calls its teachers: by name, or several behind one that routes rows to them.
 
     Args:
         recipe: tells of them.
@@ -44,12 +44,21 @@ def teachers(  # noqa: PLR0913 - what was made of each section
         given: a teacher given as an object, in place of the recipe's only one.
         world: that the data are of.
         ask: whether scores that a store lacks are made.
+
+    Raises:
+        Failure: the method calls teachers that are not told of.
     """
     found: dict[str, Teacher] = {}
+    called = recipe.method.needs.teachers
+    if lacks := sorted(called - set(recipe.teachers)) if len(called) > 1 else []:
+        raise Failure(
+            f"{type(recipe.method).__name__} calls its teachers {', '.join(sorted(called))} by "
+            f"name, and there is no {', '.join(lacks)}: give a recipe with teachers"
+        )
     tokenizer = renderer and renderer.tokenizer
     for name, one in recipe.spoken.items():
         own = made.get(name)
         with within(f"teachers.{name}") if recipe.teachers else nullcontext():
             said = given or told_by(one, student, tokenizer, splits, world=world, made=own, ask=ask)
             found[name] = across(one, said, renderer, splits, world, own)
-    return {"teacher": Routed(found)} if recipe.teachers else found
+    return {"teacher": Routed(found)} if recipe.data.route and recipe.teachers else found

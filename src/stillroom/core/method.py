@@ -21,7 +21,8 @@ class Needs:
     the samples of a batch, which is then never split, and gathered over processes. ``planned``:
     what a step does depends on how many there will be, so the run cannot end by time. ``texts``:
     columns of each row of training text, beside prompt and completion: ``cot``, the answer with its
-    chain of thought, which becomes a nested batch of that name.
+    chain of thought, which becomes a nested batch of that name. ``teachers``: by which names it
+    calls them. ``metrics``: numbers of the validation split that steer it (``Method.validated``).
     """
 
     teacher: Set[str] = frozenset()
@@ -31,6 +32,8 @@ class Needs:
     whole: bool = False
     planned: bool = False
     texts: Set[str] = frozenset()
+    teachers: Set[str] = frozenset({"teacher"})
+    metrics: Set[str] = frozenset()
     streams: Set[str] = frozenset({"train"})
 
 
@@ -88,6 +91,8 @@ class Setup:
     batch: Batch
     samples: int
     """Sample ids of the training stream are below this."""
+    longest: int = 0
+    """Tokens of a sequence, its answer sampled or the data's, are at most this; 0 of classes."""
 
 
 class Run(Protocol):
@@ -133,6 +138,10 @@ class Method:
     def check(self, teacher: Teacher) -> None:
         """Before the first step: raises Failure where a field does not suit the teacher."""
 
+    def streams(self) -> Set[str]:
+        """Names of the streams that are read: a weight of 0 may leave one out."""
+        return self.needs.streams
+
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         """Further networks: projectors, critic, frozen snapshots, tables."""
         return {}
@@ -168,6 +177,9 @@ class Method:
 
     def after(self, run: Run, batch: Batch) -> None:
         """Once a step, after its last update: moving averages, tables, phase changes."""
+
+    def validated(self, run: Run, values: Mapping[str, float]) -> None:
+        """After each validation, that before the first step included, with its numbers."""
 
 
 Objective = Callable[..., Tensor]

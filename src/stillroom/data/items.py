@@ -27,6 +27,8 @@ class ItemData:
             raise Failure("data: there are no examples")
         self.pair, self.items = pair, items
 
+    longest = 0
+
     def __len__(self) -> int:
         return len(self.items[0] if self.pair else self.items)
 

@@ -54,6 +54,7 @@ def read_rows(name: str | Path, split: str | None = None) -> Rows:
     - ``FILE.parquet``, a pattern like ``data/train-*.parquet``, or a folder of such files;
     - a folder that ``datasets.save_to_disk`` wrote, ``FOLDER:SPLIT`` where it holds splits;
     - ``hf:ORG/NAME[/CONFIG][@REVISION][:SPLIT]``, through ``datasets.load_dataset``;
+    - ``FILE.txt``: one row, with the whole file as its ``text``;
     - any other file: JSON Lines.
 
     Args:
@@ -76,6 +77,8 @@ def read_rows(name: str | Path, split: str | None = None) -> Rows:
     if not place.is_file() or place.suffix == ".parquet":
         files = _parts(place)
         return _some(Rows(told, tables.parquet(files), hashed(files)))
+    if place.suffix == ".txt":
+        return Rows(told, [{"text": _text(place)}], hashed([place]))
     whole = place.suffix == ".json" and _text(place).lstrip().startswith("[")
     found = read_json(place) if whole else read_jsonl(place)
     return _some(Rows(told, found, hashed([place]), unit="row" if whole else "line"))

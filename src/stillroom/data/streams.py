@@ -12,8 +12,14 @@ from stillroom.core import Batch, Failure
 
 
 class Data(Protocol):
-    """Anything with a length that makes a batch of the examples at given indices."""
+    """Anything with a length that makes a batch of the examples at given indices.
 
+    ``longest``: tokens of the longest prompt and of the longest answer together; 0 where the
+    examples are no texts.
+    """
+
+    @property
+    def longest(self) -> int: ...
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int]) -> Batch: ...
 

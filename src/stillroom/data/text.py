@@ -105,6 +105,16 @@ class Renderer:
             return example
         return replace(example, answer=self.decode(kept), completion_ids=kept)
 
+    def pieces(self, text: str, most: int) -> list[Example]:
+        """A plain text with its end, parted into pieces of ``most`` tokens at most.
+
+        Each piece is told from its first token on, which no row can tell; a piece of one token is
+        left out.
+        """
+        ids = [*self.encode(text), self.stop_ids[0]]
+        parts = (ids[i : i + most] for i in range(0, len(ids), most))
+        return [Example("", text, (p[0],), tuple(p[1:])) for p in parts if len(p) > 1]
+
     def encode(self, prompt: str) -> list[int]:
         """A plain prompt as tokens, with the BOS that the tokenizer asks for."""
         bos: int | None = self.tokenizer.bos_token_id
@@ -155,6 +165,12 @@ class TextData:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and of the longest answer together."""
+        sides = ((len(e.prompt_ids), len(e.completion_ids)) for e in self.examples)
+        return sum(map(max, zip(*sides, strict=True)))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The examples at these indices; where they have a ``cot`` it is a nested batch."""

@@ -217,6 +217,25 @@ def check_plan(method: Method, train: Train) -> None:
         )
 
 
+def check_read(job: Job) -> None:
+    """Raises Failure where the method reads a stream, or a number, that the run does not have."""
+    name = type(job.method).__name__
+    if lacks := sorted(job.method.streams() - set(job.streams)):
+        raise Failure(
+            f"{name} reads {', '.join(lacks)} beside its training rows: give "
+            f"{', '.join(f'data.{stream}' for stream in lacks)}, or set its weight to 0"
+        )
+    suite = job.suite
+    given = set(suite.columns("validation")) if suite and "validation" in suite.splits else set()
+    if lacks := sorted(job.method.needs.metrics - given):
+        raise Failure(
+            f"{name} is steered by {', '.join(lacks)} of the validation split: give "
+            "data.validation or data.hold_out, and the evaluator that tells it in eval.metrics"
+        )
+    if job.method.needs.metrics and job.eval.every is None:
+        raise Failure(f"{name} is steered by validation while it trains: give eval.every")
+
+
 def check_texts(method: Method, batch: Batch) -> None:
     """Raises Failure where the rows of the training stream lack a text that the method reads."""
     if lacks := sorted(method.needs.texts - set(batch)):

@@ -24,7 +24,7 @@ from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
-from stillroom.engine.run import Run, check_needs, check_plan, check_texts
+from stillroom.engine.run import Run, check_needs, check_plan, check_read, check_texts
 from stillroom.engine.sharding import Sharding, check_shardable, weights_for, whole
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrowed
@@ -54,6 +54,7 @@ def train(job: Job, folder: Path, *, progress: bool = False) -> Result:
     """
     check_needs(job.method, job.student, job.teachers)
     check_plan(job.method, job.train)
+    check_read(job)
     processes = Processes()
     if job.train.sharding and processes.world == 1:
         raise Failure(
@@ -78,6 +79,7 @@ def check(job: Job) -> None:
     """
     check_needs(job.method, job.student, job.teachers)
     check_plan(job.method, job.train)
+    check_read(job)
     alone = replace(job, train=replace(job.train, sharding=False))
     made = _Training(alone, Record(Path(), main=False), Processes(), progress=False)
     if job.train.sharding:
@@ -131,7 +133,8 @@ class _Training:
         data = job.streams["train"]
         first = data.batch(range(min(len(data), job.train.batch))).to(device)
         check_texts(job.method, first)
-        made = job.method.players(Setup(student, job.teachers, first, len(data)))
+        longest = data.longest + job.sampling.max_new_tokens * bool(data.longest)
+        made = job.method.players(Setup(student, job.teachers, first, len(data), longest))
         if "student" in made:
             raise RuntimeError(f"{type(job.method).__name__}: 'student' is the student's name")
         return {"student": student, **{k: n.to(device) for k, n in made.items()}}
@@ -200,6 +203,8 @@ class _Training:
         self.record.line(
             "metrics.jsonl", {"step": step, **named, **{f"time/{k}": v for k, v in took.items()}}
         )
+        with torch.no_grad():
+            self.job.method.validated(self.run, values)
         if self._within_bounds(values) and self._preferred(values):
             self.best = {"step": step, "value": values.get(self.job.eval.select or "")}
             state = self.run.players["student"].state_dict(keep_vars=True)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ class Both(Method):
         metrics={"nll"},
         streams={"train", "corpus"},
     )
-    seen: Any = []
+    seen: ClassVar[list[Any]] = []
 
     def prepare(self, run, batch):
         return batch.add(corpus=run.next("corpus"))
@@ -105,8 +105,8 @@ def test_what_a_method_reads_and_the_recipe_lacks_is_refused():
         check(build(recipe(Both(), data=data)))
     with pytest.raises(Failure, match=r"steered by nll .*eval\.metrics"):
         check(build(recipe(Both(), eval={"every": 1, "samples": 0})))
+    told = {"every": None, "samples": 0, "metrics": ["likelihood"]}
     with pytest.raises(Failure, match=r"steered by validation .*eval\.every"):
-        told = {"every": None, "samples": 0, "metrics": ["likelihood"]}
         check(build(recipe(Both(), eval=told)))
     with pytest.raises(Failure, match=r"by name, and there is no raw"):
         build(recipe(Both(), teachers={"teacher": {"model": "tuned"}}))

@@ -10,7 +10,8 @@ from stillroom.config.build import build
 from stillroom.config.recipe import make
 from stillroom.core import Failure
 from stillroom.data.text import collate
-from stillroom.data.zipf_chain import EOS, PAD, SPECIAL, Chain, ZipfChain
+from stillroom.data.vocabulary import EOS, PAD, SPECIAL
+from stillroom.data.zipf_chain import Chain, ZipfChain
 
 SMALL = ZipfChain(words=6, kinds=3, exponent=1.0, length=200, rows=400)
 

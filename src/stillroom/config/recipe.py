@@ -191,7 +191,7 @@ def method_of(told: Any, path: str = "method") -> Method:
     if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
         raise Failure(f"{path}: expected a mapping with a name ('stillroom list'), got {told!r}")
     try:
-        cls = load(told["name"])
+        cls = load(told["name"], "methods")
     except (Failure, ModuleNotFoundError) as error:
         raise Failure(f"{path}.name: {error}") from error
     return checked(cls, {k: v for k, v in told.items() if k != "name"}, path)

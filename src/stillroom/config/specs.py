@@ -222,12 +222,12 @@ class DataSpec:
         max_completion_tokens: longer answers, the end token included, are left out, and counted.
         cut_completion_tokens: longer answers are cut to so many tokens and lose their end token,
             as samples do that reach ``sampling.max_new_tokens``; give both the same number.
-        corpus: plain text that some methods learn from beside the rows: a file of rows with ``text``,
-            or a ``.txt``; every token counts.
+        corpus: plain text that some methods learn from beside the rows: a file of rows with
+            ``text``, or a ``.txt``; every token counts.
         corpus_tokens: longer texts are parted into pieces of so many.
         route: the column that names each row's teacher, one of ``teachers``.
-        world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``) by
-            ``name``, and its options.
+        world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``,
+            ``markov``) by ``name``, and its options.
         licence: shown in the model card.
     """
 

@@ -18,6 +18,7 @@ from stillroom.core import Failure
 from stillroom.data.addition import Addition
 from stillroom.data.forms import shaped
 from stillroom.data.marked_orders import MarkedOrders
+from stillroom.data.markov import Markov
 from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
@@ -30,6 +31,7 @@ WORLDS: dict[str, Any] = {
     "marked_orders": MarkedOrders,
     "zipf_chain": ZipfChain,
     "addition": Addition,
+    "markov": Markov,
 }
 
 

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from stillroom.catalogue import closure
 from stillroom.core import Batch, Failure, Signals
+from stillroom.data.vocabulary import SPECIAL, of_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, EOS = 0, 1
-SPECIAL = 2
 RARE = 1e-6
 """Probability of each token that is no word: none is ever written, and none has a score of -inf."""
 
@@ -82,20 +81,7 @@ class ZipfChain:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Words parted by spaces."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
-        vocabulary = {"<pad>": PAD, "<eos>": EOS}
-        vocabulary |= {self._word(i): i + SPECIAL for i in range(self.words)}
-        made = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # a word that was cut
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        made.decoder = decoders.WordPiece(cleanup=False)
-        return PreTrainedTokenizerFast(
-            tokenizer_object=made,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            clean_up_tokenization_spaces=False,
-        )
+        return of_words([self._word(i) for i in range(self.words)])
 
     def teacher(self) -> Chain:
         """The chain itself."""

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import worlds
 from torch import nn
 
 from stillroom.api import distill
 from stillroom.cli import main
 from stillroom.data.marked_orders import EOS, PAD, VOCABULARY, MarkedOrders
+from stillroom.engine.training import train
+from stillroom.methods.delta_kd import DeltaKD
 from stillroom.models.text import build
 
 WORLD = {"name": "marked_orders", "prompts": 64}
@@ -76,9 +79,80 @@ def gkd(out: Path, *, steps: int, every: int, double: bool = False, **train: Any
     )
 
 
-def kd(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
+def kd(out: Path, **told: Any) -> Any:
+    return _scored({"name": "kd", "label_weight": 0.3}, out, **told)
+
+
+def taid(out: Path, **told: Any) -> Any:
+    return _scored({"name": "taid", "alpha": 0.3, "beta": 0.5}, out, **told)
+
+
+def atkd(out: Path, **told: Any) -> Any:
+    return _scored("atkd", out, **told)
+
+
+def minillm(out: Path, **told: Any) -> Any:
+    return _scored(
+        {"name": "minillm", "samples": 2, "epochs": 2, "corpus_weight": 0.0}, out, **told
+    )
+
+
+def skd(out: Path, **told: Any) -> Any:
+    plain = {"sample_temperature": 1.0, "sample_top_p": 1.0}
+    return _scored({"name": "skd", "top_k": 3, **plain}, out, **told)
+
+
+def dpkd(out: Path, **told: Any) -> Any:
+    return _scored({"name": "dpkd", "level": "sequence"}, out, **told)
+
+
+def ammd(out: Path, **told: Any) -> Any:
+    return _scored({"name": "ammd", "discount": 0.9, "critic_steps": 2}, out, **told)
+
+
+def self_evolution_kd(out: Path, **told: Any) -> Any:
+    return _scored({"name": "self_evolution_kd", "threshold": "quantile"}, out, **told)
+
+
+def delta_kd(out: Path, *, steps: int, every: int, double: bool = False) -> Any:
+    """Two teachers by name, which is more than ``distill`` takes as objects."""
+    method = DeltaKD(strength=0.8, top_k=4, label_weight=0.25)
+    world = worlds.World(kind="text", exact=double)
+    return train(worlds.job(method, world, steps=steps, every=every), out)
+
+
+def _scored(
+    method: Any, out: Path, *, steps: int, every: int, double: bool = False, **train: Any
+) -> Any:
+    """The teacher is a network, asked about the words of the data."""
     return distil(
-        {"name": "kd", "label_weight": 0.3},
+        method,
+        out,
+        steps=steps,
+        **_language(double),
+        teacher=language_model(1, double=double),
+        train={"batch": 8, "lr": 3e-3, **train},
+        eval={"every": every, "metrics": ["agreement"]},
+    )
+
+
+def distillm(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
+    """The buffer runs over, new and old answers and data take turns, phi rises."""
+    told = {"name": "distillm", "start": 0.7, "rise": 0.02, "tolerance": 0.0, "capacity": 20}
+    return distil(
+        {**told, "since": "validation", "form": "reverse"},
+        out,
+        steps=steps,
+        **_language(double),
+        teacher=language_model(1, double=double),
+        train={"batch": 8, "lr": 3e-3, **train},
+        eval={"every": every, "metrics": ["likelihood"]},
+    )
+
+
+def kid(out: Path, *, steps: int, every: int, double: bool = False, **train: Any) -> Any:
+    return distil(
+        {"name": "kid", "share": 0.5, "sample_temperature": 1.0},
         out,
         steps=steps,
         **_language(double),

@@ -24,6 +24,7 @@ from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import label_logp
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrow, narrowed
+from stillroom.rollouts.guided import Guided, Interleaved, Mixed
 from stillroom.rollouts.sampling import Sampling, sample
 from stillroom.teachers.local import Local
 
@@ -203,6 +204,30 @@ def answers(_out: Path) -> None:
         assert any(a < b for a, b in longest), longest
         assert any(a > b for a, b in longest), longest
         assert len(set(processes.everyone(passes[0]))) == 1
+
+
+def guided_answers(_out: Path) -> None:
+    """The same of a student and its guide, which are both asked as often on every process."""
+    processes = Processes()
+    rank, how = processes.rank, Sampling(max_new_tokens=40)
+    for name, rule in (("llama", Interleaved(top_k=8)), ("windowed", Mixed(share=0.4))):
+        whole = [model(name, seed=seed) for seed in (0, 1)]
+        whole[0].stop_ids = tuple(range(EOS, EOS + 6))
+        cut: Any = [Sharding(processes, bf16=False).shard(copy.deepcopy(lm)) for lm in whole]
+        prompts = [p for p, _ in PAIRS][rank : 2 + 2 * rank]
+        id = torch.arange(len(prompts)) + 10 * rank
+        longest: list[list[int]] = []
+        for seed in range(6):
+            found, wanted = (
+                Guided(own, other, rule).sample(prompts, id, 2, seed=seed, sampling=how)
+                for own, other in (cut, whole)
+            )
+            assert found.tokens == wanted.tokens
+            for label, values in wanted.notes.items():
+                torch.testing.assert_close(found.notes[label], values)
+            longest.append(processes.everyone(max(len(a) for a in found.tokens)))
+        assert any(a < b for a, b in longest), longest
+        assert any(a > b for a, b in longest), longest
 
 
 def run(name: str, out: Path, **told: Any) -> None:

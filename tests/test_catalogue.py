@@ -15,7 +15,7 @@ from stillroom import catalogue
 from stillroom.core import Failure, Method
 from stillroom.reports.pages import write_pages
 
-METHODS = Path(stillroom.__file__).parent / "methods"
+PACKAGE = Path(stillroom.__file__).parent
 PAGES = Path(__file__).parent.parent / "docs" / "methods"
 HEAVY = ("torch", "numpy", "transformers", "pydantic")
 LOADED = "; import sys, json; print(json.dumps(sorted(sys.modules)))"
@@ -49,11 +49,26 @@ def test_a_public_name_is_imported_on_first_use_and_an_unknown_one_is_not_there(
         stillroom.distil  # noqa: B018
 
 
-def test_names_are_the_files_of_the_folder() -> None:
-    files = sorted(f.stem for f in METHODS.iterdir() if f.suffix == ".py" and f.stem[0] != "_")
-    assert list(catalogue.names()) == files
-    assert {"gad", "gkd", "kd", "ps_kd", "rkd", "seqkd"} <= set(files)
+@pytest.mark.parametrize("room", catalogue.ROOMS)
+def test_names_of_a_room_are_the_files_of_its_folder(room: str) -> None:
+    files = (f.stem for f in (PACKAGE / room).iterdir() if f.suffix == ".py" and f.stem[0] != "_")
+    assert list(catalogue.names(room)) == sorted(files)
+
+
+def test_names_are_those_of_all_rooms() -> None:
+    rooms = [catalogue.names(room) for room in catalogue.ROOMS]
+    assert catalogue.names() == {k: v for room in rooms for k, v in room.items()}
+    assert list(catalogue.names()) == sorted(catalogue.names())
+    assert {"gad", "gkd", "kd", "ps_kd", "rkd", "seqkd"} <= set(catalogue.names("methods"))
     assert catalogue.names()["gad"] == "stillroom.methods.gad"
+    assert catalogue.names()["domain_draft"] == "stillroom.diagnostics.domain_draft"
+
+
+@pytest.mark.parametrize(("name", "room"), [("kd", "diagnostics"), ("domain_draft", "methods")])
+def test_a_name_of_another_room_is_not_loaded(name: str, room: str) -> None:
+    assert catalogue.load(name).__module__ == catalogue.names()[name]
+    with pytest.raises(Failure, match=f"'{name}' is a .*; it takes a {catalogue.ROOMS[room]} here"):
+        catalogue.load(name, room)
 
 
 def test_a_row_tells_what_the_file_says() -> None:
@@ -97,7 +112,10 @@ def test_a_class_of_ones_own_is_loaded_by_its_module(
     mine = catalogue.load("of_my_own.one")
     assert issubclass(mine, Method)
     assert mine.__name__ == "Mine"
-    for module, count in (("none", 0), ("two", 2)):
+    study = "from stillroom.core import Diagnostic\nclass Study(Diagnostic): ...\n"
+    (package / "study.py").write_text(study)
+    assert catalogue.load("of_my_own.study", "diagnostics").__name__ == "Study"
+    for module, count in (("none", 0), ("two", 2), ("study", 0)):
         refusal = rf"of_my_own\.{module} must define exactly one Method, found {count}"
         with pytest.raises(Failure, match=refusal):
             catalogue.load(f"of_my_own.{module}")

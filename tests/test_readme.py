@@ -36,4 +36,4 @@ def test_its_links_lead_somewhere():
 def test_it_lists_every_method():
     """The table of methods names each of them."""
     listed = re.findall(r"^\| \[(\w+)\]", README, re.M)
-    assert sorted(listed) == list(catalogue.names())
+    assert sorted(listed) == list(catalogue.names("methods"))

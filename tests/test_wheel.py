@@ -30,7 +30,7 @@ def installed(tmp_path_factory):
 def test_a_recipe_runs_from_the_wheel(installed, recipe, tmp_path):
     """Tiny: every stage of every arm, the table, the report."""
     if recipe != "quickstart" and not os.environ.get("STILLROOM_DATA"):
-        pytest.skip("STILLROOM_DATA is not set: the folder with instructions/ and gsm8k/")
+        pytest.skip("STILLROOM_DATA is not set: the folder with instructions/, gsm8k/, geography/")
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     environment["STILLROOM_CACHE"] = str(tmp_path / "cache")  # an earlier run answers nothing
     where = "import stillroom; print(stillroom.__file__)"

@@ -89,17 +89,19 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def load(name: str, room: str = "methods") -> Any:
+def load(name: str, room: str | None = None) -> Any:
     """The one class that the named file defines; ``package.module`` loads a user's own file.
 
-    Of a name of another room than ``room`` it says which command it goes with.
+    Of one room alone where it is named; a user's own file holds a method unless it is.
 
     Raises:
-        Failure: no such name, or the file defines no class of its kind, or several.
+        Failure: no such name there, or the file defines no class of its kind, or several.
     """
-    _known(name, room)
-    module = importlib.import_module(names().get(name, name))
-    kind = ROOMS[room].title()
+    if name not in names(room) and "." not in name:
+        raise _unknown(name, room)
+    place = names(room).get(name, name)
+    kind = ROOMS[room or (place.split(".")[1] if name in names() else "methods")].title()
+    module = importlib.import_module(place)
     core = importlib.import_module("stillroom.core")
     found = [
         value
@@ -111,6 +113,13 @@ def load(name: str, room: str = "methods") -> Any:
     if len(found) != 1:
         raise Failure(f"{module.__name__} must define exactly one {kind}, found {len(found)}")
     return found[0]
+
+
+def _unknown(name: str, room: str | None) -> Failure:
+    if room is not None and name in names():
+        kind = ROOMS[names()[name].split(".")[1]]
+        return Failure(f"{name!r} is a {kind}; it takes a {ROOMS[room]} here ('stillroom list')")
+    return Failure(f"there is no {name!r}{nearest(name, list(names(room)))} ('stillroom list')")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -132,7 +141,7 @@ def _row(name: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
     elif "." in name and (found := importlib.util.find_spec(name)) and found.origin:
         file = Path(found.origin)
     else:
-        raise Failure(f"there is no {name!r}{nearest(name, list(names()))} ('stillroom list')")
+        raise _unknown(name, None)
     body = _only_class(ast.parse(file.read_text(encoding="utf-8")), file)
     told = {
         target.id: node.value
@@ -166,7 +175,9 @@ def fitting(teacher: Set[str], fresh: bool = True) -> list[str]:
     return [
         r["name"]
         for r in rows()
-        if closure(teacher) >= set(r["needs"]["teacher"]) and (fresh or not r["needs"]["fresh"])
+        if r["kind"] == "method"
+        and closure(teacher) >= set(r["needs"]["teacher"])
+        and (fresh or not r["needs"]["fresh"])
     ]
 
 

@@ -84,6 +84,12 @@ def test_a_run_on_its_own_answers_and_on_stored_scores(tmp_path):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+def test_what_is_resolved_can_be_made_again():
+    told = recipe().resolved()
+    assert make(told, folder=Path()).resolved() == told
+    assert "teacher" not in told
+
+
 def test_bad_words_are_refused_before_anything_is_loaded():
     with pytest.raises(Failure, match=r"teachers: give either it, several by name, or 'teacher'"):
         recipe(teacher={"recorded": True})

@@ -15,6 +15,7 @@ from stillroom.config.recipe import make
 from stillroom.core import Failure
 from stillroom.data.spelling import same_words
 from stillroom.engine import training
+from stillroom.reports import words
 from stillroom.teachers.foreign import Foreign
 from stillroom.teachers.local import Local
 from stillroom.teachers.recorded import Recorded
@@ -28,6 +29,8 @@ ROWS = [
 ]
 OTHERS = {"lm": {**SIZES, "hidden_size": 24}, "vocab_size": 330, "tokenizer": "from-data"}
 
+ALONE = {"trained": {"student": OTHERS, "steps": 2}}
+
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path) -> Path:
@@ -40,15 +43,17 @@ def place(monkeypatch, tmp_path) -> Path:
 
 def recipe(method: Any = "span_kd", teacher: Any = None, **more: Any) -> Any:
     told = {
-        "method": {"name": method},
+        "method": method,
         "student": {"lm": SIZES, "vocab_size": 300},
-        "teacher": teacher or {"trained": {"student": OTHERS, "steps": 2}},
+        "teacher": teacher or ALONE,
         "data": {"train": "rows.jsonl"},
         "sampling": {"max_new_tokens": 8},
         "eval": {"every": None, "samples": 0},
         "train": {"steps": 2, "batch": 4, "lr": 0.01},
         **more,
     }
+    if "teachers" in more:
+        del told["teacher"]
     return make(told, folder=Path())
 
 
@@ -71,6 +76,18 @@ def test_a_teacher_is_trained_once_and_shared_by_arms(place, tmp_path):
     assert len(weights) == sum(p.numel() for p in fresh.parameters())
     assert not torch.equal(weights, torch.cat([p.flatten() for p in fresh.parameters()]))
     assert isinstance(build(recipe("seqkd")).teachers["teacher"], Recorded)
+
+
+def test_fresh_weights_of_the_student_come_of_its_own_seed():
+    """Whether the teacher is trained first or was kept, and whatever its seed."""
+
+    def weights(seed: int) -> torch.Tensor:
+        student = build(recipe(run={"seed": seed})).student
+        return torch.cat([p.flatten() for p in student.parameters()])
+
+    first = weights(5)
+    assert torch.equal(weights(5), first)
+    assert not torch.equal(weights(6), first)
 
 
 def test_what_it_depends_on_makes_another_and_the_rest_does_not(place):
@@ -162,3 +179,80 @@ def test_an_error_of_the_teachers_own_training_says_so():
         build(recipe(teacher=told))
     with pytest.raises(Failure, match=r"teacher\.trained: method"):
         build(recipe(teacher={"trained": {"student": OTHERS, "steps": 2, "method": "nothing"}}))
+
+
+BEFORE = {"student": OTHERS, "steps": 3, "data": {"columns": {"completion": "{{ prompt }}"}}}
+"""A pretrained model: of other text than the recipe's."""
+
+
+def spread(network: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def tuned(**changes: Any) -> Any:
+    """Student and raw teacher are the pretrained model; the other teacher was tuned from it."""
+    teachers = {
+        "raw": {"trained": BEFORE},
+        "teacher": {"trained": {"student": {"trained": BEFORE}, "steps": 2}},
+    }
+    told = {"teachers": teachers, "student": {"trained": BEFORE}}
+    return recipe("delta_kd", **{**told, **changes})
+
+
+def test_what_is_told_in_the_same_words_is_trained_once_and_may_be_tuned_from(place):
+    given = tuned()
+    job = build(given)
+    raw, after = (spread(job.teachers[name].network) for name in ("raw", "teacher"))
+    assert torch.equal(raw, spread(job.student))
+    assert 0 < (raw - after).abs().max() < 0.05  # two steps at a rate of 0.01
+    assert len([p for p in place.iterdir() if p.is_dir()]) == 2
+    assert job.recipe == given.resolved()
+    other = {**BEFORE, "seed": 1}
+    another = build(tuned(student={"trained": other})).student
+    assert not torch.equal(spread(another), raw)
+    assert len([p for p in place.iterdir() if p.is_dir()]) == 3
+    begun = words.student(given.resolved()["student"])
+    assert begun == words.student(OTHERS) + ", trained first"
+
+
+def test_what_a_student_began_as_depends_on_what_it_was_trained_on(place):
+    """Of the training before the tuning, too."""
+
+    def after(**changes: Any) -> torch.Tensor:
+        told = {"trained": {**BEFORE, **changes}}
+        teachers = {
+            "raw": {"trained": BEFORE},
+            "teacher": {"trained": {"student": told, "steps": 2}},
+        }
+        return spread(build(tuned(teachers=teachers)).teachers["teacher"].network)
+
+    first = after()
+    assert torch.equal(first, after())
+    assert not torch.equal(first, after(train={"lr": 0.02}))
+    fewer = {**BEFORE["data"], "rows": {"train": 8}}
+    assert not torch.equal(first, after(data=fewer))
+
+
+def test_what_was_tuned_is_made_anew_where_the_text_before_has_changed(place):
+    for turn, word in enumerate(("one", "two"), start=1):
+        rows = [{**row, "completion": f"{word} {i}"} for i, row in enumerate(ROWS)]
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        Path("before.jsonl").write_text(text, encoding="utf-8")
+        before = {"trained": {"student": OTHERS, "steps": 2, "data": {"train": "before.jsonl"}}}
+        teachers = {"raw": before, "teacher": {"trained": {"student": before, "steps": 2}}}
+        build(tuned(teachers=teachers, student=before))
+        assert len([p for p in place.iterdir() if p.is_dir()]) == 2 * turn
+
+
+def test_a_check_trains_no_student_either(place):
+    job = build(tuned(), Parts(ask=False), ready=False)
+    assert spread(job.student).shape == spread(job.teachers["teacher"].network).shape
+    assert not place.exists()
+
+
+def test_a_student_is_come_by_in_one_way():
+    with pytest.raises(Failure, match=r"student: give one of .*'trained'.*; got model, trained"):
+        build(tuned(student={"trained": BEFORE, "model": "x"}))
+    broken = {**BEFORE, "student": {"lm": {"model_type": "nothing"}}}
+    with pytest.raises(Failure, match=r"^student\.trained: "):
+        build(tuned(student={"trained": broken}))

@@ -37,7 +37,7 @@ def environment() -> dict[str, object]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": "float64"}
 
 
-@pytest.mark.parametrize("name", list(catalogue.names()))
+@pytest.mark.parametrize("name", list(catalogue.names("methods")))
 def test_five_steps_give_the_numbers_that_were_kept(
     name: str, request: pytest.FixtureRequest
 ) -> None:

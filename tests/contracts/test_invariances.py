@@ -18,13 +18,23 @@ from stillroom.data.text import collate, prompts_of
 from stillroom.engine import loop
 from stillroom.engine.run import Run
 from stillroom.engine.settings import Optimizer
+from stillroom.methods.ammd import AMMD
+from stillroom.methods.atkd import ATKD
 from stillroom.methods.cot2align import CoT2Align
+from stillroom.methods.delta_kd import DeltaKD
+from stillroom.methods.distillm import DistiLLM
+from stillroom.methods.dpkd import DPKD
 from stillroom.methods.gad import GAD
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
+from stillroom.methods.kid import KID
+from stillroom.methods.minillm import MiniLLM
 from stillroom.methods.rskd import RSKD
+from stillroom.methods.self_evolution_kd import SelfEvolutionKD
 from stillroom.methods.seqkd import SeqKD
+from stillroom.methods.skd import SKD
 from stillroom.methods.span_kd import SpanKD
+from stillroom.methods.taid import TAID
 from stillroom.methods.uld import ULD
 from stillroom.nets.pooled import Pooling
 from stillroom.nets.scorer import Scorer
@@ -47,9 +57,23 @@ METHODS: dict[str, Method] = {
     "span_kd": SpanKD(on_policy=0.5),
     "cot2align": CoT2Align(),
     "cot2align, unrolled": CoT2Align(cost="cosine", unroll=True),
+    "kid": KID(share=0.5, label_weight=0.25),
+    "kid, uncertain": KID(share=0.5, rule="uncertain", sample_temperature=1.0, beta=0.5),
+    "taid": TAID(alpha=0.3, beta=0.5),
+    "atkd": ATKD(),
+    "minillm": MiniLLM(epochs=2, teacher_share=0.4),
+    "distillm": DistiLLM(start=0.9, capacity=8, label_weight=0.25),
+    "dpkd": DPKD(corpus_weight=0.5),
+    "dpkd, sequences": DPKD(level="sequence", length_norm=True),
+    "ammd": AMMD(discount=0.9, critic_steps=2, label_weight=0.5),
+    "self_evolution_kd": SelfEvolutionKD(),
+    "self_evolution_kd, fixed": SelfEvolutionKD(threshold="fixed", tau=0.2),
+    "delta_kd": DeltaKD(label_weight=0.25, top_k=4),
+    "delta_kd, difference": DeltaKD(form="difference", clamp=0.5),
+    "skd": SKD(top_k=3, sample_temperature=1.0, sample_top_p=1.0),
     "two populations": TwoPopulations(),
 }
-SAMPLING = [name for name, method in METHODS.items() if method.needs.rollouts]
+SAMPLING = [name for name, method in METHODS.items() if method.needs.rollouts and name != "dpkd"]
 each = pytest.mark.parametrize("name", METHODS)
 each_sampling = pytest.mark.parametrize("name", SAMPLING)
 
@@ -65,7 +89,7 @@ EXACT = World(kind="text", exact=True, change=uneven)
 
 def plain_sgd(method: Method, world: World = EXACT, **changes: Any) -> Any:
     """A run whose weights are linear in its gradients, so that no difference is made larger."""
-    told = {"steps": STEPS, "batch": EXAMPLES, "lr": 0.5, "clip": None}
+    told = {"steps": STEPS, "batch": EXAMPLES, "lr": 0.5, "clip": None, "keep": STEPS + 1}
     return job(method, world, **{**told, "optimizer": Optimizer(name="sgd"), **changes})
 
 

@@ -23,7 +23,7 @@ from stillroom.evaluation.suite import Suite
 from stillroom.reports.fields import described, read_docstring
 from stillroom.teachers.local import Local
 
-NAMES = list(catalogue.names())
+NAMES = list(catalogue.names("methods"))
 WORLDS = every_world()
 TEXTS = [(name, world) for name, world in WORLDS if world.kind == "text"]
 STEPS = 4

@@ -15,13 +15,23 @@ from stillroom.engine.run import Run
 from stillroom.losses import _one_pass, policy
 from stillroom.losses.divergences import jsd
 from stillroom.losses.per_row import per_row
+from stillroom.methods.ammd import AMMD
+from stillroom.methods.atkd import ATKD
 from stillroom.methods.cot2align import CoT2Align
+from stillroom.methods.delta_kd import DeltaKD
+from stillroom.methods.distillm import DistiLLM
+from stillroom.methods.dpkd import DPKD
 from stillroom.methods.gad import GAD
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
+from stillroom.methods.kid import KID
+from stillroom.methods.minillm import MiniLLM
 from stillroom.methods.rskd import RSKD
+from stillroom.methods.self_evolution_kd import SelfEvolutionKD
 from stillroom.methods.seqkd import SeqKD
+from stillroom.methods.skd import SKD
 from stillroom.methods.span_kd import SpanKD
+from stillroom.methods.taid import TAID
 from stillroom.methods.uld import ULD
 from stillroom.nets.pooled import Pooling
 
@@ -149,6 +159,13 @@ GAD_ALL = {"group": 2, "warmup": 0.34, "head_start": 0, "kl_weight": 0.1}
 METHODS = {"seqkd": SeqKD(), "kd": KD(), "gkd": GKD(on_policy=0.7), "gad": GAD(**GAD_ALL)}
 METHODS |= {"rskd": RSKD(draws=6), "uld": ULD(), "span_kd": SpanKD(on_policy=0.5)}
 METHODS |= {"cot2align": CoT2Align()}
+METHODS |= {"taid": TAID(alpha=0.3), "atkd": ATKD()}
+METHODS |= {"kid": KID()}
+METHODS |= {"skd": SKD()}
+METHODS |= {"minillm": MiniLLM(epochs=2)}
+METHODS |= {"distillm": DistiLLM(start=0.9)}
+METHODS |= {"dpkd": DPKD(level="sequence"), "ammd": AMMD()}
+METHODS |= {"self_evolution_kd": SelfEvolutionKD(), "delta_kd": DeltaKD()}
 METHODS |= {"gad_pooled": GAD(**GAD_ALL, pooled=Pooling(replay=24))}
 
 

@@ -23,7 +23,7 @@ from stillroom.core import Failure
 from stillroom.engine import checkpoint, training
 from stillroom.engine.training import Job, train
 
-SIZES = {"gad": (30, 3), "gkd": (40, 3), "ps_kd": (160, 5)}
+SIZES = {"gad": (30, 3), "gkd": (40, 3), "ps_kd": (160, 5), "distillm": (40, 3)}
 """Steps, and steps between checkpoints. Of GAD's 30 steps 6 imitate, 6 more do so with the critic
 beside, in 4 the critic learns alone, 14 are adversarial."""
 TIMES = ("seconds", "cpu_seconds")

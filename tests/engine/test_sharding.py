@@ -32,6 +32,7 @@ RUNS = {
     "gad": {"steps": 20, "tokens_per_micro": 60},
     "gad_pooled": {"steps": 10},
     "ps_kd": {"steps": 6},
+    "ammd": {"steps": 5, "tokens_per_micro": 60},
 }
 EXACT = 1e-9
 """Float64: sums in another order, of which Adam makes more where a gradient is nearly zero."""
@@ -62,6 +63,7 @@ def lines(folder: Path, name: str) -> list[dict]:
         sharded.gradients_in_a_view,
         sharded.rounded_gradients,
         sharded.answers,
+        sharded.guided_answers,
     ],
 )
 def test_shares_give_what_a_whole_network_gives(tmp_path, work):

@@ -339,6 +339,88 @@ def test_blocks_fit_the_budget(widths, rows):
     assert rows == 1 or rows * sum(widths) * 4 <= 256 * 2**20
 
 
+def weighed_kl(student, teacher, labels, weight, third, fourth):
+    """Four networks: KL to the teacher's logits, moved by what two further ones have apart."""
+    return weight * forward_kl(student, teacher + 0.3 * (third - fourth)) - label_logp(
+        third, labels
+    )
+
+
+def four(tokens: int = V, *, learns: bool = False) -> tuple[dict[str, Signals], list[Tensor]]:
+    """Two further networks, one with a soft-capped head and one that gives logits."""
+    draw = torch.Generator().manual_seed(5)
+    shapes = [(N, 3), (tokens, 3), (tokens,), (N, tokens)]
+    third, weight, bias, fourth = (
+        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes
+    )
+    third.requires_grad_(learns)
+    head = Head(weight, bias, scale=1.3, soft_cap=2.0)
+    said = {"third": Signals(hidden=third, head=head), "fourth": Signals(logits=fourth)}
+    return said, [2 * torch.tanh(1.3 * (third @ weight.T + bias) / 2), fourth]
+
+
+@pytest.mark.parametrize("tokens", [V, V - 3, V + 3])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("factor", [None, 1.0], ids=["by row", "sum"])
+def test_what_further_networks_said_comes_as_logits(block, tokens, learns, factor):
+    """Of the columns that all have, value and gradient as with dense logits."""
+    student, teacher, leaves = world(teacher_learns=False)
+    said, (third, fourth) = four(tokens, learns=learns)
+    weight, labels, width = leaves["row weight"], LABELS % 8, min(V, tokens)
+    found = per_row(weighed_kl, student, teacher, labels, weight=weight, **said)
+    columns = [x[:, :width] for x in (*dense(student, teacher), third, fourth)]
+    wanted = weighed_kl(*columns[:2], labels, weight, *columns[2:])
+    torch.testing.assert_close(found, wanted)
+    if learns:
+        leaves["third"] = said["third"].hidden
+    for one, two in zip(
+        gradients(found, leaves, factor), gradients(wanted, leaves, factor), strict=True
+    ):
+        torch.testing.assert_close(one, two)
+    with torch.no_grad():
+        measured = per_row(weighed_kl, student, teacher, labels, weight=weight, **said)
+    torch.testing.assert_close(measured, wanted.detach())
+
+
+def test_further_networks_cost_one_product_each_and_no_logits_of_all_rows(products, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ROWS", 10)
+    student, teacher, leaves = world(teacher_learns=False)
+    said, _ = four()
+    value = per_row(weighed_kl, student, teacher, LABELS, weight=leaves["row weight"], **said)
+    walk = value.grad_fn.walk
+    assert walk.last.untyped_storage().nbytes() == 10 * V * walk.last.element_size()
+    assert not [x for x in vars(walk).values() if isinstance(x, dict) and "third" in x]
+    value.sum().backward()
+    assert sum(products) == 3 * OWN + THEIRS + N * V * 3
+
+
+def test_further_classes_go_to_the_objective_as_they_are():
+    student, teacher, leaves = world()
+    said, (third, fourth) = four()
+    mine, theirs = dense(student, teacher)
+    signals = Signals(logits=mine), Signals(logits=theirs)
+    found = per_row(weighed_kl, *signals, LABELS, weight=leaves["row weight"], **said)
+    wanted = weighed_kl(mine, theirs, LABELS, leaves["row weight"], third, fourth)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("third", "says"),
+    [
+        (Signals(features={}), "of third; it has"),
+        (Signals(logits=torch.zeros(7, V)), r"third of shape \[7, 11\]"),
+        (
+            Signals(hidden=torch.zeros(N, 3), head=Head(torch.zeros(V, 3), ids=torch.arange(V))),
+            "not the same ones",
+        ),
+    ],
+)
+def test_further_networks_that_do_not_fit_are_refused(third, says):
+    student, teacher, _ = world()
+    with pytest.raises(Failure, match=says):
+        per_row(weighed_kl, student, teacher, LABELS, third=third)
+
+
 @pytest.mark.parametrize("teacher", [None, Signals(), Signals(features={}, text=["a"])])
 def test_a_teacher_without_scores_is_none(teacher):
     student, _, leaves = world()

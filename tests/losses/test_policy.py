@@ -14,6 +14,7 @@ from stillroom.losses.policy import (
     group_advantage,
     k3,
     label_logp,
+    later_returns,
 )
 
 seeds = st.integers(0, 2**31)
@@ -138,6 +139,36 @@ def test_whole_numbers_are_rewards_too():
 def test_groups_that_cannot_be_are_refused(rewards, n, message):
     with pytest.raises(Failure, match=message):
         group_advantage(torch.zeros(rewards), n)
+
+
+# ---- returns, of later tokens
+
+
+def test_returns_by_hand():
+    reward = torch.tensor([1.0, 2, 4, 8, 3, 5])
+    owner, all_count = torch.tensor([0, 0, 0, 1, 3, 3]), torch.ones(6)  # 2 has no token
+    for told, wanted in (
+        ({}, [3, 4, 0, 0, 5, 0]),
+        ({"mean": False}, [6, 4, 0, 0, 5, 0]),
+        ({"own": True}, [7 / 3, 3, 4, 8, 4, 5]),
+        ({"own": True, "mean": False}, [7, 6, 4, 8, 8, 5]),
+    ):
+        found = later_returns(reward, owner, all_count, **told)
+        torch.testing.assert_close(found, torch.tensor(wanted, dtype=reward.dtype))
+    without = torch.tensor([1.0, 0, 1, 1, 1, 0.5])  # whether they count, not how much
+    found = later_returns(reward, owner, without)
+    torch.testing.assert_close(found, torch.tensor([4.0, 4, 0, 0, 5, 0]))
+
+
+@given(seed=seeds, lengths=st.lists(st.integers(0, 4), max_size=5))
+def test_returns_are_of_the_later_tokens_of_their_own_sequence(seed, lengths):
+    owner = [i for i, length in enumerate(lengths) for _ in range(length)]
+    reward, counts = noise(len(owner), seed=seed), noise(len(owner), seed=seed + 1) > -0.5
+    found = later_returns(reward, torch.tensor(owner, dtype=torch.long), counts)
+    for row, mine in enumerate(owner):
+        later = [j for j in range(row + 1, len(owner)) if owner[j] == mine and counts[j]]
+        wanted = sum(reward[j].item() for j in later) / max(1, len(later))
+        assert found[row].item() == pytest.approx(wanted)
 
 
 # ---- clipped_surrogate

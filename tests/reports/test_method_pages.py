@@ -51,6 +51,8 @@ ROW = {
         "whole": False,
         "planned": False,
         "texts": [],
+        "teachers": ["teacher"],
+        "metrics": [],
         "streams": ["train"],
     },
     "paper": {
@@ -118,6 +120,20 @@ def test_index_groups_by_the_most_demanding_signal():
         )
     ]
     assert places == sorted(places)
+
+
+def test_a_diagnostic_says_what_it_reads_and_stands_apart_in_the_index():
+    needs = {**ROW["needs"], "metrics": ["kl", "nll"]}
+    study = {**ROW, "name": "study", "kind": "diagnostic", "needs": needs}
+    page = pages.method_page(study, Toy)
+    assert "- numbers that they recorded: `kl`, `nll`" in page
+    assert "- of the teacher of the runs: `logits` (scores of" in page
+    assert "streams of data" not in page
+    methods, _, studies = pages.index([ROW, study]).partition("## What explains runs")
+    assert "[toy](toy.md)" in methods
+    assert "[study](study.md)" not in methods
+    assert "[study](study.md)" in studies
+    assert "What explains runs" not in pages.index([ROW])
 
 
 def test_pages_are_written_for_every_row(tmp_path, monkeypatch):

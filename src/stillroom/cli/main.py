@@ -12,7 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli import claiming, collecting, comparing, evaluating, exporting, showing
+from stillroom.cli import (
+    claiming,
+    collecting,
+    comparing,
+    diagnosing,
+    evaluating,
+    exporting,
+    showing,
+    starting,
+)
 from stillroom.cli.common import Changes, Json
 from stillroom.cli.common import quiet as _quiet
 from stillroom.failures import Failure
@@ -30,7 +39,9 @@ app.command("claim")(claiming.claim)
 app.command("collect")(collecting.collect)
 app.command("eval")(evaluating.eval_)
 app.command("compare")(comparing.compare)
+app.command("diagnose")(diagnosing.diagnose)
 app.command("export")(exporting.export)
+app.command("init")(starting.init)
 app.command("show")(showing.show)
 
 

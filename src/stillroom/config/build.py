@@ -14,9 +14,9 @@ import torch
 from stillroom.catalogue import nearest
 from stillroom.config import speakers, students
 from stillroom.config.corpus import corpus
-from stillroom.config.recipe import Recipe
+from stillroom.config.recipe import Recipe, find_data
 from stillroom.config.students import Beginning
-from stillroom.config.taught import Taught
+from stillroom.config.taught import Taught, begun
 from stillroom.config.texts import Texts, gathered, rendered
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
@@ -62,13 +62,21 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
         Failure: a file, row, model, signal or size is not as it must be.
     """
     parts = parts or Parts()
+    apart = partial(build, parts=Parts(rest=False))  # its limits part rows in another way
+    if parts.student is None and recipe.student.trained is not None:
+        students.check(recipe)
+        first = begun(recipe, apart, ready=ready)
+        if not isinstance(first, Taught):
+            made = build(replace(recipe, student=first), parts, ready=ready)
+            return replace(made, recipe=recipe.resolved())
+        shape = students.adapted_as(recipe, first.network)
+        parts = replace(parts, student=shape, tokenizer=first.tokenizer)
     torch.manual_seed(recipe.run.seed)
     if parts.splits:
         return _job(recipe, parts, parts.student, None, dict(parts.splits), {}, None)
     if parts.student is None:
         students.check(recipe)
     if parts.teacher is None and parts.taught is None:
-        apart = partial(build, parts=Parts(rest=False))  # its limits part rows in another way
         parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
     texts = gathered(recipe, parts.rows, ask=parts.ask)
     texts.rest = parts.rest
@@ -88,6 +96,7 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
 def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning) -> Job:
     student = parts.student
     if student is None:
+        torch.manual_seed(recipe.run.seed)  # whether what came before was made now or before
         student = students.student(recipe, begin, tokenizer)
     renderer = Renderer(tokenizer, student.stop_ids, recipe.data.train_on)
     ledger: dict[str, Any] = {}
@@ -105,7 +114,7 @@ def _healed(
             "instead of giving objects"
         )
     specs = [one.teacher for one in recipe.spoken.values()]
-    logits = not any(spec.recorded or spec.api for spec in specs)
+    logits = not any(spec.recorded or spec.api or spec.average for spec in specs)
     told = students.heal_recipe(recipe, logits=logits)
 
     def make(folder: Path) -> None:
@@ -158,6 +167,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         seed=recipe.run.seed,
         copies=recipe.eval.copies,
         answer=recipe.eval.answer,
+        database=_database(recipe),
         judge=_judge(recipe, student, splits, renderer),
     )
     _check_numbers(recipe, suite)
@@ -176,6 +186,11 @@ def _job(  # noqa: PLR0913 - what was made of each section
         ledger=ledger,
         stages=stages or {},
     )
+
+
+def _database(recipe: Recipe) -> Path | None:
+    name = recipe.data.database
+    return None if name is None else find_data(name, recipe.folder, "data.database")
 
 
 def _judge(

@@ -17,6 +17,9 @@ from stillroom.core import Failure
 from stillroom.evaluation.suite import Suite
 from stillroom.outcomes import CLAIMS
 
+RISE = "rise/"
+"""Before the name of a number in ``metric``: its last validation less its least one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -65,6 +68,8 @@ def read_claim(source: str, *, tiny: bool = False) -> Case:
         arms = {arm: _with_steps(every[arm], claim.budget, arm, tiny) for arm in claim.compare}
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         columns = Suite(every[claim.compare[0]].eval.metrics, {}).columns()
+        if (name := claim.metric.removeprefix(RISE)) != claim.metric and name in columns:
+            columns[claim.metric] = {"label": f"{name}: last less least", "better": "lower"}
         case = Case(
             name=file.stem, file=file, sha256=digest, claim=claim, arms=arms, columns=columns
         )
@@ -93,7 +98,8 @@ def _with_steps(recipe: Recipe, budget: Budget, arm: str, tiny: bool) -> Recipe:
 def _check(case: Case) -> None:
     claim, known = case.claim, list(case.columns)
     for path, number in {"metric": claim.metric, "select": claim.select}.items():
-        if number is not None and number not in known:
+        rise = path == "select" and (number or "").startswith(RISE)
+        if number is not None and (rise or number not in known):
             told = f"eval.metrics give {', '.join(known) or 'nothing'}"
             raise Failure(f"{path}: there is no {number!r}{nearest(number, known)}; {told}")
     if claim.grid and claim.select is None:

@@ -61,7 +61,8 @@ class Claim:
         changes: of the recipe, for both arms.
         arms: two; changes by name, on top of the recipe's arm of that name if it has one.
         compare: the two names; the claim speaks for the first.
-        metric: a number of the test split, of the student that each run keeps.
+        metric: a number of the test split, of the student that each run keeps; ``rise/NAME`` is
+            how far NAME rose over the validations, its last reading less its least.
         sign: on which side the claim is, of the first arm's number less the second's.
         margin: how far beyond zero the difference must be; 0 or more.
         grid: what is tuned; every combination is tried in both arms.

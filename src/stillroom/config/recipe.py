@@ -58,7 +58,8 @@ class Recipe:
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}
         arms = {name: arm.resolved() for name, arm in self.arms.items()}
         method = {"name": name_of(type(self.method)), **plain(self.method)}
-        if self.teachers:
+        if self.teachers:  # what is resolved can be made again
+            del sections["teacher"]
             sections["teachers"] = {name: plain(told) for name, told in self.teachers.items()}
         told = {"name": self.name, "about": self.about, "method": method, **sections}
         return {**told, "arms": arms} if arms else told

@@ -79,6 +79,7 @@ class Network:
 
     Args:
         model: which.
+        trained: a model that is trained before all else, made once and kept.
         cut: keeps some layers of a model.
         heal: a training before the arms; steps, or a mapping.
         lora: trains adapters instead of the weights.
@@ -95,6 +96,7 @@ class Network:
     lm: dict[str, Any] | None = None
     vocab_size: Annotated[int, Ge(300)] = 4096
     tokenizer: str | None = None
+    trained: Trained | None = None
     cut: Cut | None = None
     heal: Annotated[int, Ge(1)] | Heal | None = None
     lora: Lora | None = None
@@ -104,10 +106,13 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A teacher that is trained on the recipe's data before all else: made once and kept.
+    """A model that is trained on the recipe's data before all else: made once and kept.
+
+    Its network may be such a model in turn, as one that is tuned after it was pretrained; told in
+    the same words elsewhere it is the same one.
 
     Args:
-        student: the network that becomes the teacher, with its own tokenizer.
+        student: the network that is trained, with its own tokenizer.
         steps: how many.
         method: a name or mapping.
         data: changes of the recipe's ``data``.
@@ -125,7 +130,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """Where the teacher's signals come from: exactly one of the first seven.
+    """Where the teacher's signals come from: exactly one of the first eight.
 
     Args:
         recorded: its answers are the data's completions.
@@ -135,6 +140,7 @@ class TeacherSpec:
         adapter: a saved adapter on the student's base model, by folder.
         world: the teacher of a made-up world that has one (``data.world``).
         trained: a model that is trained first.
+        average: the student's own moving average, with this decay a step.
         base_url: of the server, up to and with ``/v1``; null is OpenAI's own.
         endpoint: ``completions`` sends a prompt as it is, ``chat`` as a message of the user.
         key_env: the environment variable that holds the server's key, ``OPENAI_API_KEY`` if null.
@@ -163,6 +169,7 @@ class TeacherSpec:
     adapter: str | None = None
     world: bool = False
     trained: Trained | None = None
+    average: Annotated[float, Gt(0), Lt(1)] | None = None
     dtype: Dtype = "float32"
     revision: str | None = None
     device_map: str | None = None
@@ -213,7 +220,8 @@ class DataSpec:
         hold_out: rows that become validation, and as many that become test.
         form: of the rows: ``prompt`` (and ``completion``), ``messages``, ``alpaca``
             (``instruction``, ``input``, ``output``) or ``sharegpt`` (``conversations``); null tells
-            it by the columns of the first.
+            it by the columns of the first. ``text2sql``: files of the text2sql-data collection, of
+            which each split takes its own questions.
         train_on: ``all`` supervises every assistant turn of a conversation, not the last alone; a
             limit on completions is on the last.
         columns: Jinja templates that make ``prompt`` and ``completion`` from other columns, and
@@ -225,6 +233,7 @@ class DataSpec:
         corpus: plain text that some methods learn from beside the rows: a file of rows with
             ``text``, or a ``.txt``; every token counts.
         corpus_tokens: longer texts are parted into pieces of so many.
+        database: a SQLite file, on which the evaluator ``sql`` runs queries.
         route: the column that names each row's teacher, one of ``teachers``.
         world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``,
             ``markov``) by ``name``, and its options.
@@ -238,7 +247,7 @@ class DataSpec:
         default_factory=dict
     )
     hold_out: Annotated[int, Ge(1)] | None = None
-    form: Literal["prompt", "messages", "alpaca", "sharegpt"] | None = None
+    form: Literal["prompt", "messages", "alpaca", "sharegpt", "text2sql"] | None = None
     train_on: Literal["last", "all"] = "last"
     columns: dict[str, str] = field(default_factory=dict)
     max_prompt_tokens: Annotated[int, Ge(1)] | None = None
@@ -246,6 +255,7 @@ class DataSpec:
     cut_completion_tokens: Annotated[int, Ge(1)] | None = None
     corpus: str | None = None
     corpus_tokens: Annotated[int, Gt(1)] = 512
+    database: str | None = None
     route: str | None = None
     world: dict[str, Any] | None = None
     licence: str | None = None

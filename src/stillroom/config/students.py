@@ -49,14 +49,13 @@ class Beginning:
 def check(recipe: Recipe) -> None:
     """Raises Failure unless the recipe says one way to come by a student."""
     told = recipe.student
-    ways = {"model": told.model, "lm": told.lm, "cut": told.cut}
+    ways = {"model": told.model, "lm": told.lm, "cut": told.cut, "trained": told.trained}
     if len(given := [name for name, way in ways.items() if way is not None]) != 1:
         raise Failure(
-            "student: give one of 'model' (a hub name, folder or GGUF file), 'lm' (sizes) and "
-            f"'cut' (layers of a model); got {', '.join(given) or 'none'}"
+            "student: give one of 'model' (a hub name, folder or GGUF file), 'lm' (sizes), 'cut' "
+            "(layers of a model) and 'trained' (a model that is trained first); got "
+            f"{', '.join(given) or 'none'}"
         )
-    if told.heal is not None and told.lm is not None:
-        raise Failure("student.heal: a model with fresh weights has nothing to heal")
     if told.vocab == "view" and told.lm is not None:
         raise Failure("student.vocab: a view freezes the head, and fresh weights must learn theirs")
     if told.cut and (told.cut.layers == "search") == (told.cut.keep is None):
@@ -193,10 +192,15 @@ def student(recipe: Recipe, begin: Beginning, tokenizer: Any) -> text.CausalLM:
         made = text.build(
             kind, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, **sizes
         )
-    if told.lora is None:
+    return adapted_as(recipe, made)
+
+
+def adapted_as(recipe: Recipe, made: text.CausalLM) -> text.CausalLM:
+    """The network with the adapters that the recipe tells of, if any."""
+    if recipe.student.lora is None:
         return made
     with within("student.lora"):
-        return adapted(made, **vars(told.lora))
+        return adapted(made, **vars(recipe.student.lora))
 
 
 def heal_recipe(recipe: Recipe, *, logits: bool) -> Recipe:

@@ -1,4 +1,4 @@
-"""Teachers that are trained before the recipe's own runs: made once and kept."""
+"""Models that are trained before the recipe's own runs: made once and kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from stillroom.config.recipe import Recipe, method_of
-from stillroom.config.specs import DataSpec, TeacherSpec
+from stillroom.config.specs import DataSpec, Network, TeacherSpec, Trained
 from stillroom.config.values import checked, plain, within
 from stillroom.core import Failure
 from stillroom.engine.job import Job
@@ -47,24 +47,50 @@ def taught(recipe: Recipe, build: Callable[..., Job], *, ready: bool) -> Taught 
     if told is None:
         return None
     with within("teacher.trained"):
-        own = replace(
-            recipe,
-            name="teacher",
-            method=method_of(told.method),
-            student=told.student,
-            teacher=TeacherSpec(recorded=True),
-            data=checked(DataSpec, {**plain(recipe.data), "route": None, **told.data}, "data"),
-            train=checked(type(recipe.train), _changes(recipe, told.train, told.steps), "train"),
-            eval=Eval(every=None, samples=0),
-            run=replace(recipe.run, seed=told.seed),
-            arms={},
-        )
+        own = _own(recipe, told)
         job = build(own, ready=False)
         if not ready:
-            assert job.suite is not None
-            return Taught(job.student, job.suite.renderer and job.suite.renderer.tokenizer)
+            return _shape(job)
         place = _kept(own, job, build)
     return Taught(text.load(str(place)), AutoTokenizer.from_pretrained(place))
+
+
+def begun(recipe: Recipe, build: Callable[..., Job], *, ready: bool) -> Network | Taught:
+    """The recipe's student after the training that ``student.trained`` tells of; as ``taught``.
+
+    ``ready`` False gives one of its shape.
+    """
+    told = recipe.student.trained
+    assert told is not None
+    with within("student.trained"):
+        own = _own(recipe, told)
+        job = build(own, ready=False)
+        if not ready:
+            return _shape(job)
+        place = _kept(own, job, build)
+    return replace(recipe.student, trained=None, model=str(place))
+
+
+def _shape(job: Job) -> Taught:
+    assert job.suite is not None
+    return Taught(job.student, job.suite.renderer and job.suite.renderer.tokenizer)
+
+
+def _own(recipe: Recipe, told: Trained) -> Recipe:
+    """The recipe of that training alone."""
+    return replace(
+        recipe,
+        name="teacher",
+        method=method_of(told.method),
+        student=told.student,
+        teacher=TeacherSpec(recorded=True),
+        teachers={},
+        data=checked(DataSpec, {**plain(recipe.data), "route": None, **told.data}, "data"),
+        train=checked(type(recipe.train), _changes(recipe, told.train, told.steps), "train"),
+        eval=Eval(every=None, samples=0),
+        run=replace(recipe.run, seed=told.seed),
+        arms={},
+    )
 
 
 def _changes(recipe: Recipe, changes: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -81,8 +107,11 @@ def _kept(own: Recipe, job: Job, build: Callable[..., Job]) -> Path:
         train(build(own), folder)
         shutil.rmtree(folder / "checkpoints")
 
-    told = own.resolved()
-    from_ = own.student.cut.from_ if own.student.cut else None
+    told, start = own.resolved(), own.student
+    if start.trained is not None:
+        start = begun(own, build, ready=True)
+        assert isinstance(start, Network)
+    from_ = start.cut.from_ if start.cut else None
     return (
         stage(
             "taught",
@@ -90,7 +119,7 @@ def _kept(own: Recipe, job: Job, build: Callable[..., Job]) -> Path:
             code=code_of(type(own.method)),
             resume=True,
             data=job.ledger.get("sha256"),
-            models=[fingerprint(resolved(n)) for n in (own.student.model, from_) if n is not None],
+            models=[fingerprint(resolved(n)) for n in (start.model, from_) if n is not None],
             **{name: told[name] for name in ("method", "student", "train", "run")},
         )
         / "student"

@@ -14,10 +14,11 @@ from stillroom.data.spelling import same_words
 from stillroom.models import text
 from stillroom.models.adapters import AdaptedLM
 from stillroom.models.sources import resolved
+from stillroom.teachers.average import Average
 from stillroom.teachers.local import Local
 from stillroom.teachers.recorded import Recorded
 
-KINDS = ("recorded", "model", "api", "base", "adapter", "world", "trained")
+KINDS = ("recorded", "model", "api", "base", "adapter", "world", "trained", "average")
 
 
 def teacher(
@@ -49,6 +50,8 @@ def teacher(
             if not hasattr(world, "teacher"):
                 raise Failure("these data are of no world that has a teacher, as zipf_chain does")
             return Local(world.teacher())
+        if told.average is not None:
+            return Average(student, told.average)
         if told.model is not None or told.trained is not None:
             spans = "spans" in recipe.method.needs.teacher
             if tokenizer is not None and not spans and (how := differs(told, tokenizer, made)):

@@ -22,6 +22,7 @@ from stillroom.data.markov import Markov
 from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
+from stillroom.data.text2sql import FORM, questions
 from stillroom.data.zipf_chain import ZipfChain
 from stillroom.store.requests import digest
 
@@ -95,6 +96,8 @@ def _shaped(texts: Texts, told: DataSpec) -> Texts:
     """Rows as prompt and completion, or messages; all splits have the form of the first."""
     for split, rows in texts.rows.items():
         with within(f"data.{split}"):
+            if told.form == FORM:
+                texts.form, rows = "prompt", questions(rows, split)
             texts.form, made = shaped(rows, texts.form or told.form, told.columns)
         names = [row.get(told.route or "") for _, row in rows]
         texts.rows[split] = [

@@ -4,6 +4,7 @@ Needs torch and nothing else. Nothing here trains, loads or samples.
 """
 
 from stillroom.core.batch import Bag, Batch
+from stillroom.core.diagnostic import Diagnostic, Findings, Past
 from stillroom.core.method import (
     Method,
     Needs,
@@ -21,12 +22,15 @@ from stillroom.failures import Failure
 __all__ = [
     "Bag",
     "Batch",
+    "Diagnostic",
     "Failure",
+    "Findings",
     "Head",
     "Method",
     "Needs",
     "Objective",
     "Paper",
+    "Past",
     "Run",
     "Setup",
     "Signals",

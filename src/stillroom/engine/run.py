@@ -18,8 +18,10 @@ from stillroom.engine.job import Job
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.settings import Train
-from stillroom.models.text import mode
+from stillroom.models.text import CausalLM, mode
+from stillroom.rollouts.guided import Guided, Rule
 from stillroom.rollouts.sampling import Sampling, sample, uniform
+from stillroom.teachers.local import Local
 
 UNKNOWN = 10**6
 """Steps that a run is said to have before its first one told how long they take."""
@@ -133,10 +135,20 @@ class Run:
         with torch.no_grad(), mode(network, training=False):
             return _joined([speaker(part) for part in self.parts(batch)])
 
-    def rollout(self, batch: Batch, n: int = 1, **sampling: Any) -> Batch:
+    def rollout(
+        self,
+        batch: Batch,
+        n: int = 1,
+        *,
+        guide: Rule | None = None,
+        by: str = "teacher",
+        **sampling: Any,
+    ) -> Batch:
         """``n`` answers of the student to each prompt: ``B * n`` sequences, groups together.
 
         ``ended`` [B * n] says which came to a stop id. ``sampling`` replaces the recipe's values.
+        ``guide`` is a rule of ``rollouts.guided``, by which the teacher named ``by``, a language
+        model in this process, has a say in each token; what the rule notes are row fields.
         """
         told = Sampling(**{**vars(self.sampling), **sampling})
         prompts = prompts_of(batch)
@@ -146,11 +158,17 @@ class Run:
         side = max(1, ROLLOUT_TOKENS // (longest * n))
         seed = int(uniform(self.seed, self.step) * 2**53)
         student: Any = self.players["student"]
+        pair = None if guide is None else Guided(student, _guide(self.teachers[by], by), guide)
         answers: list[list[int]] = []
+        notes: list[dict[str, Tensor]] = []
         with self.clock("generate"), self.autocast():
             for i in range(0, len(prompts), side):
-                ids = batch.id[i : i + side]
-                answers += sample(student, prompts[i : i + side], ids, n, seed=seed, sampling=told)
+                part, ids = prompts[i : i + side], batch.id[i : i + side]
+                if pair is None:
+                    answers += sample(student, part, ids, n, seed=seed, sampling=told)
+                else:
+                    said = pair.sample(part, ids, n, seed=seed, sampling=told)
+                    answers, notes = answers + said.tokens, [*notes, dict(said.notes)]
         self.tokens["generated"] += sum(len(a) for a in answers)
         pairs = [(prompts[i // n], answer) for i, answer in enumerate(answers)]
         made = collate(pairs, batch.id.cpu().repeat_interleave(n), self.pad_id)
@@ -158,7 +176,8 @@ class Run:
         ended = torch.tensor([answer[-1] in stops for answer in answers])
         if "route" in batch:
             made = made.add(route=batch.route.cpu().repeat_interleave(n))
-        return made.add(ended=ended).to(self.processes.device)
+        noted = {k: v.cpu() for k, v in _joined(notes).items()} if notes else {}
+        return made.add(ended=ended).add_rows(**noted).to(self.processes.device)
 
     def next(self, stream: str) -> Batch:
         return self.streams[stream].next().to(self.processes.device)
@@ -206,6 +225,19 @@ def _joined(parts: list[Any]) -> Any:
     if isinstance(first, dict):
         return type(first)({name: _joined([p[name] for p in parts]) for name in first})
     return first
+
+
+def _guide(teacher: Teacher, name: str) -> CausalLM:
+    """The network of a teacher that can read along with the student."""
+    network = teacher.network if isinstance(teacher, Local) else None
+    if "weights" in teacher.signals and isinstance(network, CausalLM):
+        return network
+    raise Failure(
+        f"the teacher {name!r} cannot guide what the student writes: that takes a language model "
+        "in this process with the student's vocabulary (teacher: {model: NAME}), and this one "
+        f"gives {sorted(teacher.signals)}. Methods that sample from the student alone, such as "
+        "gkd, need its scores only"
+    )
 
 
 def check_plan(method: Method, train: Train) -> None:

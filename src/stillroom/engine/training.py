@@ -28,6 +28,7 @@ from stillroom.engine.run import Run, check_needs, check_plan, check_read, check
 from stillroom.engine.sharding import Sharding, check_shardable, weights_for, whole
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrowed
+from stillroom.teachers.average import Average
 from stillroom.teachers.local import Local
 from stillroom.teachers.routed import each
 
@@ -135,9 +136,18 @@ class _Training:
         check_texts(job.method, first)
         longest = data.longest + job.sampling.max_new_tokens * bool(data.longest)
         made = job.method.players(Setup(student, job.teachers, first, len(data), longest))
-        if "student" in made:
-            raise RuntimeError(f"{type(job.method).__name__}: 'student' is the student's name")
-        return {"student": student, **{k: n.to(device) for k, n in made.items()}}
+        followers = {name: teacher.network for name, teacher in self._followers()}
+        if taken := {"student", *followers} & set(made):
+            raise RuntimeError(f"{type(job.method).__name__}: {sorted(taken)} are no names for it")
+        return {"student": student, **{k: n.to(device) for k, n in made.items()}, **followers}
+
+    def _followers(self) -> Iterator[tuple[str, Average]]:
+        """Teachers that change with the student: a checkpoint must hold them."""
+        for name, teacher in each(self.job.teachers):
+            if isinstance(teacher, Average):
+                if self.job.train.sharding:
+                    raise Failure("teacher.average: does not go with train.sharding yet")
+                yield name, teacher
 
     def run_all(self) -> Result:
         if not self._resumed():
@@ -166,6 +176,8 @@ class _Training:
                 last = checkpoint.step_of(checkpoint.saved(self.checkpoints)[-1])
                 error.args = (f"{error}. The checkpoint of step {last} is whole",)
                 raise
+        for _, teacher in self._followers():
+            teacher.follow(run.players["student"])
         log |= {f"time/{kind}": seconds for kind, seconds in run.clock.take().items()}
         run.step += 1
         self.record.line("metrics.jsonl", {"step": run.step, **log})

@@ -38,6 +38,7 @@ class View:
     copies: int = 1
     answer: str | None = None
     judge: Any = None
+    database: Path | None = None
     _answers: list[list[int]] | None = None
 
     @property

@@ -60,24 +60,30 @@ def run_in(folder: Path, recipe: Recipe) -> None:
 def read_run(folder: Path) -> Run:
     """Numbers of a finished run: of the test split, of the validation split for the kept student.
 
-    What is not finite is None. Of a run that diverged there is no number, but ``failed``: why.
+    ``rises``: of each number of the validation split its last reading less its least, that before
+    the first step included. What is not finite is None. Of a run that diverged there is no number,
+    but ``failed``: why.
     """
     record = Record(folder)
     if (why := record.read("failed.json")) is not None:
-        return {"failed": why, "validation": {}, "test": {}}
+        return {"failed": why, "validation": {}, "test": {}, "rises": {}}
     told = record.read("result.json")
-    read = [line for line in record.lines("metrics.jsonl") if line["step"] == told["selected_step"]]
-    validation = {
-        name.removeprefix("validation/"): value
-        for line in read
-        for name, value in line.items()
-        if name.startswith("validation/")
-    }
+    validation: dict[str, float] = {}
+    readings: dict[str, list[float]] = {}
+    for line in record.lines("metrics.jsonl"):
+        read = {
+            k.removeprefix("validation/"): v for k, v in line.items() if k.startswith("validation/")
+        }
+        for name, value in read.items():
+            readings.setdefault(name, []).append(value)
+        if line["step"] == told["selected_step"]:
+            validation |= read
     names = ("steps", "selected_step", "cpu_seconds", "tokens", "notes")
     return {
         **{name: told[name] for name in names},
         "validation": _finite(validation),
         "test": _finite(told["test"]),
+        "rises": _finite({name: values[-1] - min(values) for name, values in readings.items()}),
     }
 
 

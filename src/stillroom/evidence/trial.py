@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from stillroom.config.build import build
-from stillroom.config.cases import Case, varied
+from stillroom.config.cases import RISE, Case, varied
 from stillroom.config.values import within
 from stillroom.core import Failure
 from stillroom.engine.record import environment
@@ -67,7 +67,7 @@ class Trial:
         for seed in range(self.seeds):
             for arm in self._order():
                 runs[arm].append(self._compared(arm, seed))
-        ours, theirs = ([run["test"][claim.metric] for run in runs[arm]] for arm in claim.compare)
+        ours, theirs = ([self._value(run) for run in runs[arm]] for arm in claim.compare)
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         found = interval(differences)
         return {
@@ -118,8 +118,7 @@ class Trial:
     def _line(self, run: Run) -> str:
         if "failed" in run:
             return run["failed"]
-        metric = self.case.claim.metric
-        value = run["test"].get(metric)
+        metric, value = self.case.claim.metric, self._value(run)
         told = "not finite" if value is None else f"{value:.4g}"
         return f"{metric} {told}, {run['steps']} steps, {run['cpu_seconds']:.1f} CPU s"
 
@@ -143,15 +142,21 @@ class Trial:
             raise Failure(f"{arm}: no point of the grid gives a finite {select} on validation")
         return tried
 
+    def _value(self, run: Run) -> Any:
+        """The number that is compared: of the test split, or a rise over the validations."""
+        name = self.case.claim.metric.removeprefix(RISE)
+        return run["test" if name == self.case.claim.metric else "rises"].get(name)
+
     def _compared(self, arm: str, seed: int) -> Run:
         run, metric = self._run(arm, seed, self._tuned[arm]), self.case.claim.metric
-        if run["test"].get(metric) is None:
+        if self._value(run) is None:
             why = run.get("failed", f"its {metric} is not finite")
             raise Failure(f"{arm}, seed {seed}: there is nothing to compare: {why}")
         return run
 
     def _told(self, arm: str, tried: Sequence[Point], runs: Sequence[Run]) -> dict[str, Any]:
         columns = {name: [run["test"][name] for run in runs] for name in runs[0]["test"]}
+        columns |= {self.case.claim.metric: [self._value(run) for run in runs]}
         spent = {
             "cpu_seconds": [run["cpu_seconds"] for run in runs],
             "steps": [run["steps"] for run in runs],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ class Task:
     """What ``per_row`` was asked, checked; labels count the head's rows.
 
     ``theirs`` [N, d] or, without ``their_head``, logits [N, V] or some tokens of each row.
-    ``foreign`` logits are of other tokens than the student's, and stay as they are.
+    ``foreign`` logits are of other tokens than the student's, and stay as they are. ``heads`` names
+    the inputs that are what further networks said: states with their head, or logits without one;
+    the objective gets logits of both.
     """
 
     objective: Objective
@@ -39,6 +41,7 @@ class Task:
     labels: Tensor | None
     inputs: Mapping[str, Tensor | None]
     foreign: bool = False
+    heads: Mapping[str, Head | None] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -53,10 +56,20 @@ class Task:
         return len(self.head.weight), 0 if self.theirs is None else self.theirs.shape[-1]
 
     @property
+    def further(self) -> list[int]:
+        """Columns of the logits of ``heads``."""
+        return [self._columns(name) for name in self.heads]
+
+    def _columns(self, name: str) -> int:
+        head, given = self.heads[name], self.inputs[name]
+        assert given is not None
+        return given.shape[-1] if head is None else len(head.weight)
+
+    @property
     def width(self) -> int:
-        """Columns of the student's logits that are used: those that both have."""
+        """Columns of the student's logits that are used: those that all have."""
         own, other = self.widths
-        return own if self.foreign or not other else min(own, other)
+        return min([own, *([] if self.foreign or not other else [other]), *self.further])
 
     @property
     def their_width(self) -> int:
@@ -65,7 +78,8 @@ class Task:
 
     @property
     def block_size(self) -> int:
-        return max(1, min(MOST_ROWS, len(self.rows), BUDGET // (4 * sum(self.widths))))
+        columns = sum(self.widths) + sum(self.further)
+        return max(1, min(MOST_ROWS, len(self.rows), BUDGET // (4 * columns)))
 
     def narrowed(self, theirs: Any) -> Any:
         """Logits of the columns that are used; of some tokens a row, those among the columns."""
@@ -73,6 +87,11 @@ class Task:
         if theirs is None or theirs.shape[-1] <= width:
             return theirs
         return theirs.below(width) if isinstance(theirs, Sparse) else theirs[:, :width]
+
+    def further_logits(self, name: str, products: Tensor) -> Tensor:
+        """Logits of a further network, of the columns that are used."""
+        head = self.heads[name]
+        return (products if head is None else head.finished(products))[:, : self.width]
 
     def value(self, student: Tensor, teacher: Any, *others: Tensor | None) -> Tensor:
         """The objective on some rows: logits of both, labels, row inputs."""
@@ -143,13 +162,18 @@ class _Walk:
         other = None
         if isinstance(task.theirs, Tensor) and task.their_head is not None:
             other = task.theirs.new_empty(size, task.their_width, dtype=_exact(task.theirs))
+        room = {
+            name: given.new_empty(size, task.width, dtype=_exact(given))
+            for name, given in task.inputs.items()
+            if given is not None and task.heads.get(name) is not None
+        }
         with torch.autocast(task.rows.device.type, enabled=False):
             for start in range(0, max(1, len(task.rows)), size):
                 if self.learning and start:
                     self._spread(1.0)
                 at = slice(start, min(start + size, len(task.rows)))
                 self.last_at, self.last = at, own[: at.stop - at.start]
-                if not self._block(other):
+                if not self._block(other, room):
                     return False
         return True
 
@@ -170,32 +194,45 @@ class _Walk:
             self._spread(float(slope[0]) if same and len(slope) else 1.0)
         return self.gradients
 
-    def _block(self, other: Tensor | None) -> bool:
+    def _block(self, other: Tensor | None, room: Mapping[str, Tensor]) -> bool:
         task, at = self.task, self.last_at
         n = at.stop - at.start
         own = _products(task.rows[at], task.head, self.last)
         targets: Any = None if task.theirs is None else task.theirs[at]
         if other is not None and task.their_head is not None:
             targets = _products(targets, task.their_head, other[:n])
+        further = self._further(at, room)
         step = max(1, SLICE // task.width)
         for low in range(0, max(1, n), step):
             part = slice(low, min(low + step, n))
             goal = None if targets is None else task.narrowed(targets[part])
             if goal is not None and task.their_head is not None:
                 goal = task.their_head.finished(goal)
-            if not self._slice(slice(at.start + low, at.start + part.stop), own[part], goal):
+            said = {name: task.further_logits(name, made[part]) for name, made in further.items()}
+            if not self._slice(slice(at.start + low, at.start + part.stop), own[part], goal, said):
                 return False
         return True
 
-    def _slice(self, at: slice, own: Tensor, goal: Any) -> bool:
+    def _further(self, at: slice, room: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What comes of the states of further networks by their heads, finished later."""
+        made = {}
+        for name, head in self.task.heads.items():
+            given = self.task.inputs[name]
+            assert given is not None
+            made[name] = given[at]
+            if head is not None:
+                made[name] = _products(given[at], head, room[name][: at.stop - at.start])
+        return made
+
+    def _slice(self, at: slice, own: Tensor, goal: Any, further: Mapping[str, Tensor]) -> bool:
         """Values of a few rows; afterwards ``own`` is their gradient."""
         task = self.task
         leaf = own.detach().requires_grad_(self.learning)
         inputs = [
-            tensor
-            if tensor is None
+            further.get(name)
+            if tensor is None or name in further
             else tensor[at].detach().requires_grad_(self.learning and tensor.requires_grad)
-            for tensor in task.inputs.values()
+            for name, tensor in task.inputs.items()
         ]
         labels = None if task.labels is None else task.labels[at]
         with torch.set_grad_enabled(self.learning):

@@ -21,7 +21,7 @@ def per_row(
     labels: Tensor | None,
     *,
     foreign: bool = False,
-    **row_inputs: Tensor | None,
+    **row_inputs: Tensor | Signals | None,
 ) -> Tensor:
     """One value of ``objective`` a row: a chunked LM-head loss that never holds [N, V] logits.
 
@@ -29,7 +29,9 @@ def per_row(
     [n, ...] -> [n] (to measure: [n, k], at most ``MOST_VALUES`` numbers side by side). It must be
     row-local and draw no random numbers, since it is called on a few rows at a time, and may be
     called again. It may hold several terms; weights, advantages and other factors go in as row
-    inputs ([N, ...] or None), never on top.
+    inputs ([N, ...] or None), never on top. What further networks said is a row input, too
+    (``Signals`` with logits, or hidden and head): the objective gets its logits, [n, V], and none
+    of all rows are made.
 
     ``student`` has ``logits`` [N, C] (classes: one call), or ``hidden`` [N, d] and ``head``
     (text). ``teacher`` has one or the other, or ``sparse``, which the objective gets in place of
@@ -57,24 +59,26 @@ def per_row(
     different tokens, or where the objective returns another shape.
     """
     (rows, head), (theirs, their_head) = _source(student), _source(teacher)
+    inputs, heads = _inputs(row_inputs)
     if not isinstance(rows, Tensor):
         raise Failure(
             "per_row needs a student with logits, or with hidden and head; "
             f"this one has {sorted(student)}"
         )
-    _check_lengths(len(rows), {"the teacher": theirs, "labels": labels, **row_inputs})
-    if theirs is not None:
-        _check_tokens(head, their_head)
+    _check_lengths(len(rows), {"the teacher": theirs, "labels": labels, **inputs})
+    for other in ([] if theirs is None else [their_head]) + list(heads.values()):
+        _check_tokens(head, other)
     if head is None:
-        whole: Any = theirs
-        targets = whole if their_head is None else their_head.logits(whole)
-        return checked(objective(rows, targets, labels, **row_inputs), len(rows))
+        targets = _logits(theirs, their_head)
+        said = {name: _logits(inputs[name], other) for name, other in heads.items()}
+        return checked(objective(rows, targets, labels, **{**inputs, **said}), len(rows))
     labels = labels if labels is None else head.columns(labels)
-    task = Task(objective, rows, head, theirs, their_head, labels, row_inputs, foreign)
+    task = Task(objective, rows, head, theirs, their_head, labels, inputs, foreign, heads)
     if not torch.is_grad_enabled():
         return measured(task)
     value = None
-    if _learns(rows, head) and not _learns(theirs, their_head):
+    others = [(theirs, their_head), *((inputs[name], other) for name, other in heads.items())]
+    if _learns(rows, head) and not any(_learns(*other) for other in others):
         value = scored(task, partial(_recomputed, task))
     return _recomputed(task) if value is None else value
 
@@ -85,7 +89,12 @@ def _recomputed(task: Task) -> Tensor:
     def block(rows: Tensor, theirs: Any, *others: Tensor | None) -> Tensor:
         targets = theirs if task.their_head is None else task.their_head.logits(theirs)
         targets = task.narrowed(targets)
-        return task.value(task.head.logits(rows)[:, : task.width], targets, *others)
+        labels, *inputs = others
+        said = [
+            _logits(given, task.heads[name])[:, : task.width] if name in task.heads else given
+            for name, given in zip(task.inputs, inputs, strict=True)
+        ]
+        return task.value(task.head.logits(rows)[:, : task.width], targets, labels, *said)
 
     # split, not slices: each slice would send back a gradient of all N rows
     size = task.block_size
@@ -97,6 +106,29 @@ def _recomputed(task: Task) -> Tensor:
         for row in zip(*columns, strict=True)
     ]
     return torch.cat(cast(list[Tensor], values))
+
+
+def _inputs(
+    given: Mapping[str, Tensor | Signals | None],
+) -> tuple[dict[str, Tensor | None], dict[str, Head | None]]:
+    """Row inputs as tensors, and the heads of those that further networks said."""
+    inputs: dict[str, Tensor | None] = {}
+    heads: dict[str, Head | None] = {}
+    for name, value in given.items():
+        if isinstance(value, Signals):
+            rows, heads[name] = _source(value)
+            if not isinstance(rows, Tensor):
+                raise Failure(
+                    f"per_row needs logits, or hidden and head, of {name}; it has {sorted(value)}"
+                )
+            inputs[name] = rows
+        else:
+            inputs[name] = value
+    return inputs, heads
+
+
+def _logits(rows: Any, head: Head | None) -> Any:
+    return rows if head is None else head.logits(rows)
 
 
 def _source(signals: Signals | None) -> tuple[Any, Head | None]:

@@ -1,4 +1,4 @@
-"""Policy-gradient parts: label log-probability, entropy, rewards by preference, PPO clip, k3.
+"""Policy-gradient parts: label log-probability, entropy, preference, returns, PPO clip, k3.
 
 All unreduced: one value a row (or pair, or sample). Nothing is detached here: old and reference
 log-probabilities and advantages come without gradient from where they are made.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from stillroom.core import Failure
 
@@ -70,6 +70,33 @@ def group_advantage(reward: Tensor, n: int, *, eps: float = 1e-6) -> Tensor:
     advantage = centred / (groups.std(1, keepdim=True) + eps)
     equal = (groups == groups[:, :1]).all(1, keepdim=True)
     return advantage.masked_fill(equal, 0.0).reshape(reward.shape)
+
+
+def later_returns(
+    reward: Tensor, owner: Tensor, counts: Tensor, *, mean: bool = True, own: bool = False
+) -> Tensor:
+    """Return of each token: rewards of the tokens after it, summed or length-normalised.
+
+    ``R_{t+1} = sum_{t' > t} r_t'``; ``mean`` divides by how many they are. 0 after the last one.
+
+    ``reward`` [N], rows of one sequence side by side and in order, ``owner`` [N] the sequence of
+    each, rising, ``counts`` [N] whether its reward counts -> [N]. ``own`` has the token's own
+    reward among them, ``R_t``. Source: MiniLLM (arXiv 2306.08543), which divides by ``T - t - 1``
+    where the sum has ``T - t`` tokens; that is 0 for the last but one.
+
+    By hand, rewards 1, 2, 4: sums ``6, 4, 0``, means ``3, 4, 0``, with the own ``7/3, 3, 4``.
+    """
+    lengths = torch.bincount(owner)
+    if not lengths.numel():
+        return reward
+    place = torch.arange(len(owner), device=owner.device) - (lengths.cumsum(0) - lengths)[owner]
+    table = reward.new_zeros(2, len(lengths), int(lengths.max()))
+    table[:, owner, place] = torch.stack(
+        [reward.masked_fill(counts == 0, 0), (counts > 0).to(reward)]
+    )
+    after = table.flip(-1).cumsum(-1).flip(-1)
+    total, count = after[:, owner, place] if own else pad(after, (0, 1))[:, owner, place + 1]
+    return total / count.clamp_min(1) if mean else total
 
 
 def clipped_surrogate(logp: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:

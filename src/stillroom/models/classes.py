@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,10 @@ class Classifier(nn.Module):
         with tapped(self.network, self.taps) as seen:
             logits = self.network(batch.x)
         return Signals(logits=logits, features={k: v.flatten(1) for k, v in seen.items()})
+
+    def snapshot(self) -> Classifier:
+        """A frozen copy in eval mode: the network as it stands now."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Path) -> None:
         """The network's weights as ``model.safetensors``."""

@@ -39,7 +39,8 @@ def method_page(row: Mapping[str, Any], cls: type) -> str:
     first, body, _ = read_docstring(inspect.getdoc(cls) or "")
     parts = [f"# {row['name']}", first, _paper(row["paper"]), body]
     parts += ["## Fields", _field_table(cls)]
-    parts += ["## Needs", "\n".join(f"- {line}" for line in needs(row["needs"]))]
+    said = needs if row["kind"] == "method" else reads
+    parts += ["## Needs", "\n".join(f"- {line}" for line in said(row["needs"]))]
     parts += ["## Claims", f"Verdict: **{row['verdict']}**."]
     parts += [claims.section(outcomes.claims().get(row["name"], []))]
     parts += [f"Kind: {row['kind']}. Family: {row['family']}. Modality: {row['modality']}."]
@@ -67,16 +68,17 @@ def _field_table(cls: type) -> str:
 
 def needs(told: Mapping[str, Any]) -> list[str]:
     """What the method asks for, in sentences."""
-
-    def signals(names: Sequence[str]) -> str:
-        return "; ".join(f"`{n}` ({catalogue.SIGNALS[n]})" for n in names) or "nothing"
-
     streams = ", ".join(f"`{name}`" for name in told["streams"]) or "none: it is data-free"
     lines = [
-        f"of the teacher: {signals(told['teacher'])}",
-        f"of the student: {signals(told['student'])}",
+        f"of the teacher: {_signals(told['teacher'])}",
+        f"of the student: {_signals(told['student'])}",
         f"streams of data: {streams}",
     ]
+    if len(told["teachers"]) > 1:
+        lines.append(f"teachers of these names: {', '.join(f'`{n}`' for n in told['teachers'])}")
+    if told["metrics"]:
+        numbers = ", ".join(f"`{name}`" for name in told["metrics"])
+        lines.append(f"of the validation split, while it trains: {numbers}")
     if told["texts"]:
         lines.append(f"a column of each training row: {', '.join(f'`{n}`' for n in told['texts'])}")
     flags = {
@@ -88,11 +90,24 @@ def needs(told: Mapping[str, Any]) -> list[str]:
     return lines + [says for name, says in flags.items() if told[name]]
 
 
+def reads(told: Mapping[str, Any]) -> list[str]:
+    """What the runs must have had that a diagnostic reads, in sentences."""
+    return [
+        f"of the teacher of the runs: {_signals(told['teacher'])}",
+        f"numbers that they recorded: {', '.join(f'`{name}`' for name in told['metrics'])}",
+    ]
+
+
+def _signals(names: Sequence[str]) -> str:
+    return "; ".join(f"`{n}` ({catalogue.SIGNALS[n]})" for n in names) or "nothing"
+
+
 def index(rows: Sequence[Mapping[str, Any]]) -> str:
     """Names by the most demanding signal that they ask of the teacher."""
     order = ["", *catalogue.SIGNALS]
     groups: dict[str, list[Mapping[str, Any]]] = {signal: [] for signal in order}
-    for row in rows:
+    studies = [row for row in rows if row["kind"] == "diagnostic"]
+    for row in (row for row in rows if row not in studies):
         groups[max(row["needs"]["teacher"], key=order.index, default="")].append(row)
     parts = ["# What can be done with the teacher at hand"]
     parts += ["Each method stands under the most demanding signal that it asks of its teacher."]
@@ -104,6 +119,11 @@ def index(rows: Sequence[Mapping[str, Any]]) -> str:
                 else "No teacher"
             )
             parts += [f"## {title}", _index_table(found)]
+    if studies:
+        told = (
+            "`stillroom diagnose NAME DIR` reads the folders of finished runs, and trains nothing."
+        )
+        parts += ["## What explains runs", told, _index_table(studies)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -59,6 +59,8 @@ def _base(spec: Mapping[str, Any]) -> str:
     if lm := spec.get("lm"):
         sizes = {key: size for key, size in lm.items() if key != "model_type"}
         return f"a new {lm.get('model_type', 'language model')} ({pairs(sizes)})"
+    if trained := spec.get("trained"):
+        return f"{student(trained.get('student'))}, trained first"
     return str(spec.get("model") or pairs(spec))
 
 

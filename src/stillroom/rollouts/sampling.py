@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
-from stillroom.core import Failure
 from stillroom.models.text import CausalLM, mode
-from stillroom.models.view import tokens
+from stillroom.rollouts.decoding import decode
 
 _BLOCK = 128
 """Tokens that are summed at once: few next to a vocabulary, many next to one token."""
@@ -125,72 +123,25 @@ def sample(
 ) -> list[list[int]]:
     """``n`` answers to each prompt, in prompt order; a stop id that came is kept.
 
-    The samples of a prompt share its prefix: it is read once, then its cache is repeated. The
-    number behind (sample ``id``, copy, position) is ``uniform(seed, id, copy, position)``.
+    The number behind (sample ``id``, copy, position) is ``uniform(seed, id, copy, position)``.
 
     Raises:
         Failure: a prompt with ``max_new_tokens`` would not fit the model's context.
     """
-    longest = max(len(p) for p in prompts)
-    if model.context is not None and longest + sampling.max_new_tokens > model.context:
-        raise Failure(
-            f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed "
-            f"the context of {model.context}: shorten the prompts or lower max_new_tokens"
-        )
+    limit = sampling.max_new_tokens
+    draws = numbers(seed, id, n, limit).to(model.model.device)
+
+    def choose(logits: Sequence[Tensor], rows: Tensor, t: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return pick(logits[0], draws[rows, t], sampling), {}
+
     with mode(model, training=False):
-        return _decode(model, prompts, id, n, seed, sampling)
+        return decode([model], prompts, n, limit, choose).tokens
 
 
-def _decode(
-    model: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    id: Tensor,
-    n: int,
-    seed: int,
-    sampling: Sampling,
-) -> list[list[int]]:
-    device = model.model.device
-    ids, real = _left_padded(prompts, device)
-    positions = (real.long().cumsum(1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.model.config)
-    logits = model.next_logits(ids, positions, real, cache).repeat_interleave(n, 0)
-    if n > 1:
-        cache.batch_repeat_interleave(n)
-    real = real.repeat_interleave(n, 0)
-    place = positions[:, -1:].repeat_interleave(n, 0)
-    copies = torch.arange(n).repeat(len(prompts))
-    time = torch.arange(sampling.max_new_tokens)
-    keys = id.cpu().repeat_interleave(n)
-    draws = uniform(seed, keys[:, None], copies[:, None], time).to(device)
-    stops = torch.tensor(model.stop_ids, device=device)
-    rows = torch.arange(len(keys), device=device)  # which answer each row of the cache writes
-    drawn = torch.zeros(len(keys), sampling.max_new_tokens, dtype=torch.long, device=device)
-    lengths = torch.full((len(keys),), sampling.max_new_tokens, device=device)
-    alive = torch.ones(len(keys), dtype=torch.bool, device=device)
-    for t in range(sampling.max_new_tokens):
-        token = tokens(model, pick(logits, draws[rows, t], sampling))
-        drawn[rows, t] = token
-        ended = torch.isin(token, stops) & alive
-        lengths[rows[ended]] = t + 1
-        alive &= ~ended
-        if not model.anywhere(bool(alive.any())) or t + 1 == sampling.max_new_tokens:
-            break
-        if alive.sum() * 2 <= len(rows):  # finished rows cost as much as living ones: drop them
-            kept = alive.nonzero().squeeze(1) if alive.any() else rows.new_zeros(1)
-            cache.batch_select_indices(kept)
-            rows, token, real, place = rows[kept], token[kept], real[kept], place[kept]
-            alive = alive[kept]
-        real = torch.cat([real, real.new_ones(len(rows), 1)], 1)
-        place = place + 1
-        logits = model.next_logits(token[:, None], place, real, cache)
-    return [row[:k] for row, k in zip(drawn.tolist(), lengths.tolist(), strict=True)]
+def numbers(seed: int, id: Tensor, n: int, limit: int, *stream: int) -> Tensor:
+    """[B * n, limit] ``uniform(seed, id, copy, position)`` of ``n`` copies of each sample ``id``.
 
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    length = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    real = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for i, prompt in enumerate(prompts):
-        ids[i, length - len(prompt) :] = torch.tensor(prompt)
-        real[i, length - len(prompt) :] = True
-    return ids.to(device), real.to(device)
+    A further number, ``stream``, gives others that are independent of these.
+    """
+    keys, copies = id.cpu().repeat_interleave(n), torch.arange(n).repeat(len(id))
+    return uniform(seed, keys[:, None], copies[:, None], torch.arange(limit), *stream)

@@ -1,0 +1,1 @@
+"""Studies: each file explains runs that are over, and trains nothing."""

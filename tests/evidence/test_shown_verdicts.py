@@ -5,6 +5,7 @@ import json
 import pytest
 
 from stillroom import catalogue, outcomes
+from stillroom.reports import claims
 from stillroom.reports.pages import method_page
 
 pytestmark = pytest.mark.extra("claims")
@@ -81,3 +82,21 @@ def test_a_partial_run_alone_leaves_the_method_untested(say, claim_file, shelf, 
     (shelf / "some.yaml").write_bytes(claim_file(seeds=3).read_bytes())
     say("claim", shelf / "some.yaml", "--seeds", 2)
     assert catalogue.row("seqkd")["verdict"] == "untested"
+
+
+def test_a_table_of_all_claims_tells_effect_and_time():
+    """Seconds by hand: two seeds of 3 and 5, and three tuning runs at their mean of 4."""
+    arm = {
+        "spent": {"cpu_seconds": {"by_seed": [3.0, 5.0], "mean": 4.0}},
+        "tried": [{"by_seed": [0.1, 0.2]}, {"by_seed": [0.3]}],
+    }
+    gap = {"mean": -0.25, "low": -0.5, "high": -0.125}
+    first = {"difference": gap, "seeds": 2, "arms": {"a": arm, "b": {**arm, "tried": []}}}
+    told = {
+        "name": "a-b", "method": "a", "compare": ["a", "b"], "metric": "nll", "sign": "lower",
+        "margin": 0, "verdict": "not held", "first": first,
+    }  # fmt: skip
+    head, rule, line = claims.table([{"name": "z", "verdict": "untested"}, told]).split("\n")
+    assert head.count("|") == rule.count("|") == line.count("|") == 9
+    assert line.startswith("| [a-b](a.md#a-b-not-held) | nll, a less b | -0.25 |")
+    assert line.endswith("| -0.5 to -0.125 | < 0 | not held | 2 | 28 |")

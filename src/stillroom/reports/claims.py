@@ -29,6 +29,42 @@ def section(claims: Sequence[Told]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def table(claims: Sequence[Told]) -> str:
+    """All claims that were tested, a line each: effect, interval, verdict, seeds, time.
+
+    Time is CPU seconds of training: of all seeds, and of the tuning runs as the mean of their arm.
+    """
+    heads = ("claim", "number", "effect", "95 % interval", "claimed", "verdict", "seeds", "CPU s")
+    lines = [heads, ("---",) * len(heads)]
+    for claim in sorted(claims, key=lambda claim: claim["name"]):
+        if claim["verdict"] == "untested":
+            continue
+        told, (ours, theirs) = claim["first"], claim["compare"]
+        mean, low, high = (f"{told['difference'][k]:+.4g}" for k in ("mean", "low", "high"))
+        sign = {"higher": ">", "lower": "<"}[claim["sign"]]
+        margin = claim["margin"] * {"higher": 1, "lower": -1}[claim["sign"]] + 0.0  # no -0
+        lines.append(
+            (
+                f"[{claim['name']}]({claim['method']}.md#{claim['name']}-"
+                f"{claim['verdict'].replace(' ', '-')})",
+                f"{claim['metric']}, {ours} less {theirs}",
+                mean,
+                f"{low} to {high}",
+                f"{sign} {margin:g}",
+                claim["verdict"],
+                str(told["seeds"]),
+                f"{sum(map(_seconds, told['arms'].values())):.0f}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _seconds(arm: Told) -> float:
+    spent = arm["spent"]["cpu_seconds"]
+    tried = sum(len(point["by_seed"]) for point in arm["tried"])
+    return sum(spent["by_seed"]) + tried * spent["mean"]
+
+
 def verdict_words(claim: Told, run: Told | None = None) -> str:
     """``held: validity of gad less that of seqkd +0.76, 95 % interval [+0.74, +0.79], ...``.
 

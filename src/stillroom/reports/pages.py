@@ -124,6 +124,9 @@ def index(rows: Sequence[Mapping[str, Any]]) -> str:
             "`stillroom diagnose NAME DIR` reads the folders of finished runs, and trains nothing."
         )
         parts += ["## What explains runs", told, _index_table(studies)]
+    told = "`stillroom claim NAME` tests one again; it costs what its CPU seconds of training say."
+    tested = [claim for found in outcomes.claims().values() for claim in found]
+    parts += ["## Claims that were tested", told, claims.table(tested)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -257,14 +257,16 @@ def check_read(job: Job) -> None:
             f"{name} reads {', '.join(lacks)} beside its training rows: give "
             f"{', '.join(f'data.{stream}' for stream in lacks)}, or set its weight to 0"
         )
+    if not (steered := job.method.needs.metrics):
+        return
     suite = job.suite
     given = set(suite.columns("validation")) if suite and "validation" in suite.splits else set()
-    if lacks := sorted(job.method.needs.metrics - given):
+    if lacks := sorted(steered - given):
         raise Failure(
             f"{name} is steered by {', '.join(lacks)} of the validation split: give "
             "data.validation or data.hold_out, and the evaluator that tells it in eval.metrics"
         )
-    if job.method.needs.metrics and job.eval.every is None:
+    if job.eval.every is None:
         raise Failure(f"{name} is steered by validation while it trains: give eval.every")
 
 

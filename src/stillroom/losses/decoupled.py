@@ -1,8 +1,8 @@
 """KL divergence in two parts: the label against all others, and the others among themselves.
 
 With ``p_g`` the teacher's probability of the label:
-``KL(p_t || p_s) = target_kl + (1 - p_g) others_kl``, the decoupling of DKD (arXiv 2203.08679,
-section 3). Forward KL of logits ``f(student, teacher, labels)``, [n, V] twice and [n] -> [n], in
+``KL(p_t || p_s) = target_kl + (1 - p_g) others_kl``, the decoupling of DKD (arXiv
+2203.08679). Forward KL of logits ``f(student, teacher, labels)``, [n, V] twice and [n] -> [n], in
 nats; swapped sides give the parts of reverse KL. No probability is divided by another: the others
 are told by a label's logit of ``-inf``, the label by its log-odds, so that a teacher who is
 certain leaves neither 0 / 0 nor log 0.

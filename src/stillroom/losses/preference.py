@@ -60,7 +60,7 @@ def preference(
     another thing for a mean than for a sum, by the length. Pairs may also be of tokens. ``margin``
     is one for all, or [P] -> [P].
 
-    Sources: DPO (arXiv 2305.18290, eq. 7), IPO (2310.12036, eq. 17), SimPO (2405.14734).
+    Sources: DPO (arXiv 2305.18290), IPO (2310.12036), SimPO (2405.14734).
 
     By hand at beta .5, scores 3 and 1: ``D = 2``, ``log(1 + e^-1) = .3133``; squared ``(2 - 1)^2``
 

@@ -23,15 +23,16 @@ from benchmarks.models import PACKAGE
 
 RECIPE = Path(__file__).with_name("bakeoff.yaml")
 LAYERS = [0, 1, 3, 5, 10, 11, 12, 13, 16]
-"""What a search over GSM8K leaves of 18 (``cut: search``, see the recipe gkd-gemma)."""
+"""What a greedy search by KL over GSM8K left of 18."""
 ROWS = {"human": 160, "heal": 160, "test": 24}
 SIZE = {"tokens": 48, "heal": 40, "cpu_seconds": 100, "steps": 24}
 NUMBERS = (
     *("kl", "reverse_kl", "agreement", "nll"),
     *("rouge_l", "repetition", "length", "steps", "cpu_seconds", "tokens_trained"),
-    "tokens_generated",
+    *("tokens_per_second", "tokens_generated"),
 )
 """Of each arm, in the order of the page."""
+ORDER = ("healed", "ce", "seqkd", "kd", "taid", "gkd")
 
 
 def main() -> None:
@@ -107,12 +108,22 @@ def result(run: Path, budget: str, seed: int) -> dict[str, Any]:
     arms = {}
     for arm in sorted(run.glob("arms/*/result.json")):
         told = json.loads(arm.read_text(encoding="utf-8"))
+        took = told["cpu_seconds"]
         counts = {f"tokens_{kind}": count for kind, count in told["tokens"].items()}
-        spent = {name: told[name] for name in ("steps", "cpu_seconds")}
+        spent = {"steps": told["steps"], "cpu_seconds": took}
+        counts["tokens_per_second"] = counts["tokens_trained"] / took
         arms["healed"] = told["start"]
         arms[arm.parent.name] = {**told["test"], **spent, **counts}
     environment = measure.environment(fresh.SAME_FOR_ALL)
-    return {"budget": budget, "seed": seed, "arms": arms, "environment": environment}
+    return {
+        "budget": budget,
+        "size": SIZE[budget],
+        "seed": seed,
+        "numbers": NUMBERS,
+        "sizes": {"tokens": SIZE["tokens"], "test": ROWS["test"]},
+        "arms": {name: arms[name] for name in ORDER},
+        "environment": environment,
+    }
 
 
 def _recipe() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from stillroom.core import Failure, Needs
 from stillroom.data.forms import shaped
 from stillroom.data.text import Renderer, TextData
 from stillroom.data.turns import with_cot
-from stillroom.engine.run import check_texts
+from stillroom.engine.checks import check_texts
 from stillroom.methods.cot2align import CoT2Align
 from stillroom.methods.seqkd import SeqKD
 from stillroom.models import text

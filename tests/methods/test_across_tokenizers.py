@@ -11,7 +11,7 @@ from stillroom.core.signals import Signals
 from stillroom.data.common import common
 from stillroom.data.retelling import Retelling
 from stillroom.data.text import Renderer, TextData, collate
-from stillroom.engine.run import check_needs
+from stillroom.engine.checks import check_needs
 from stillroom.losses.per_row import per_row
 from stillroom.losses.transport import sorted_distance
 from stillroom.methods.gkd import GKD

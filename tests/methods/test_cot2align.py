@@ -8,7 +8,7 @@ import torch
 import worlds
 
 from stillroom.core import Setup, Signals
-from stillroom.engine.run import check_needs
+from stillroom.engine.checks import check_needs
 from stillroom.methods.cot2align import CoT2Align
 from stillroom.nets.projectors import Projectors
 from stillroom.teachers.local import Local

@@ -10,7 +10,7 @@ from numerics import contract, note
 
 from stillroom.core import Failure
 from stillroom.data.text import completions_of, prompts_of
-from stillroom.engine.run import check_needs
+from stillroom.engine.checks import check_needs
 from stillroom.engine.settings import Optimizer
 from stillroom.methods.gkd import GKD
 from stillroom.methods.skd import SKD

@@ -5,7 +5,7 @@ import torch
 import worlds
 
 from stillroom.core import Failure, Signals
-from stillroom.engine.run import check_needs
+from stillroom.engine.checks import check_needs
 from stillroom.losses.sparse import top_k
 from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD

@@ -22,8 +22,8 @@ from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
 from stillroom.data.text import Renderer
+from stillroom.engine.checks import check_needs
 from stillroom.engine.parallel import Processes
-from stillroom.engine.run import check_needs
 from stillroom.engine.training import Job, train
 from stillroom.evaluation.judge import Judge
 from stillroom.evaluation.suite import Suite

@@ -18,13 +18,14 @@ from torch import nn
 from stillroom.core import Failure, Setup
 from stillroom.data.streams import Stream
 from stillroom.engine import checkpoint
+from stillroom.engine.checks import check_needs, check_plan, check_read, check_texts
 from stillroom.engine.job import Job
 from stillroom.engine.loop import iterate
 from stillroom.engine.parallel import Processes
 from stillroom.engine.players import Players
 from stillroom.engine.progress import progress_bar
 from stillroom.engine.record import Record
-from stillroom.engine.run import Run, check_needs, check_plan, check_read, check_texts
+from stillroom.engine.run import Run
 from stillroom.engine.sharding import Sharding, check_shardable, weights_for, whole
 from stillroom.models.text import CausalLM
 from stillroom.models.view import narrowed

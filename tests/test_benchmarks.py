@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import fresh, head, measure, oracle, write
+from benchmarks import bakeoff, fresh, head, measure, oracle, write
 from benchmarks.arms import stillroom
+from stillroom.config.recipe import make
 
 CASE = head.Case(8, 64, 16, ("jsd",))
 
@@ -113,3 +114,45 @@ def test_a_fresh_process_has_one_thread_and_the_settings_that_it_is_told(monkeyp
     assert told["threads"] == 1
     assert told["instructions"] != "unknown"
     assert "bfloat16" not in told["instructions"]
+
+
+def test_the_bake_off_cleans_answers_and_its_arms_are_recipes(tmp_path):
+    row = bakeoff._row({"question": "How many?", "answer": "It is 4/2=<<4/2=2>>2.\n#### 2"})
+    assert row == {"prompt": "Question: How many?\nAnswer:", "completion": " It is 4/2=2.\n#### 2"}
+    told = bakeoff._recipe()
+    told["train"]["steps"] = 1
+    arms = make(told, folder=tmp_path).arms
+    assert set(arms) == set(bakeoff.ORDER) - {"healed"}
+    rates = {name: arm.train.lr for name, arm in arms.items()}
+    assert len({str(rate) for rate in rates.values()}) == 1  # nothing is tuned for one of them
+    assert {name: arm.data.train for name, arm in arms.items()} == {
+        name: "human.jsonl" if name == "ce" else "teacher.jsonl" for name in arms
+    }
+
+
+def test_the_bake_offs_numbers_come_from_the_folders_of_its_arms(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "environment", lambda settings: {})
+    for i, name in enumerate(bakeoff.ORDER[1:]):
+        told = {
+            "steps": 24, "cpu_seconds": 50.0 * (i + 1), "start": {"kl": 1.5}, "test": {"kl": i / 4},
+            "tokens": {"trained": 1200, "generated": 7 * i},
+        }  # fmt: skip
+        folder = tmp_path / "arms" / name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(told), encoding="utf-8")
+    case = bakeoff.result(tmp_path, "steps", 3)
+    assert list(case["arms"]) == list(bakeoff.ORDER)
+    assert case["arms"]["healed"] == {"kl": 1.5}
+    lines = "".join(write._bakeoff([case])).split("\n")
+    (taid,) = [line.split(" | ") for line in lines if " | taid | " in line]
+    assert taid[0] == f"| {bakeoff.SIZE['steps']} steps, seed 3"
+    numbers = dict(zip(bakeoff.NUMBERS, taid[2:], strict=True))
+    assert (numbers["kl"], numbers["reverse_kl"]) == ("0.75", "-")
+    assert (numbers["tokens_trained"], numbers["tokens_per_second"]) == ("1,200", "6")
+    assert numbers["tokens_generated"] == "21 |"
+
+
+def test_the_page_is_what_its_files_tell():
+    folder = fresh.ROOT / "docs" / "benchmarks"
+    told = folder.with_suffix(".md").read_text(encoding="utf-8")
+    assert told == write.page(folder), "run `python -m benchmarks.write`"

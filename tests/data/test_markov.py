@@ -50,12 +50,14 @@ def test_the_teacher_reads_the_two_tokens_before():
 
 def test_sizes_that_do_not_fit_are_refused():
     for told, says in (
-        ({"symbols": 1}, "symbols must be at least 2, got 1"),
+        ({"symbols": 1}, r"data\.world\.symbols: .*got 1"),
         ({"symbols": 3}, "followers: there are 3 symbols, got 5"),
-        ({"sure": 1.0}, r"sure in \(0, 1\), got 0.5, 1.0"),
+        ({"sure": 1.0}, r"data\.world\.sure: .*got 1\.0"),
+        ({"broad": -0.1}, r"data\.world\.broad: .*got -0\.1"),
     ):
+        data = {"world": {"name": "markov", **told}, "cut_completion_tokens": 24}
         with pytest.raises(Failure, match=says):
-            Markov(**told)
+            build(recipe(data=data))
 
 
 def recipe(**more):

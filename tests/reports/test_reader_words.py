@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from stillroom.config.teachers import KINDS
 from stillroom.core import Failure
 from stillroom.extras import extra
 from stillroom.reports import words
@@ -28,10 +29,18 @@ def test_duration(seconds, text):
         ({"recorded": False, "model": None}, "none"),
         ({"base": True}, "the student's base model, its adapter off"),
         ({"adapter": "tuned"}, "the adapter tuned on the student's base model"),
+        ({"world": True, "average": None}, "the made-up world itself"),
+        ({"average": 0.99, "world": False}, "the student's own moving average (decay 0.99)"),
     ],
 )
 def test_teacher(spec, text):
     assert words.teacher(spec) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_teacher_that_a_recipe_names_is_told_as_none(kind):
+    told = {"trained": {"student": {"model": "small"}}, "average": 0.9}.get(kind, "it")
+    assert words.teacher({kind: told}) != "none"
 
 
 def test_several_teachers_keep_their_names():

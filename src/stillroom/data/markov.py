@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from stillroom.catalogue import closure
@@ -45,25 +46,17 @@ class Markov:
     """
 
     world_seed: int = 0
-    symbols: int = 12
-    followers: int = 5
-    broad: float = 0.5
-    sure: float = 0.97
-    length: int = 24
-    rows: int = 4096
-    held: int = 128
+    symbols: Annotated[int, Ge(2)] = 12
+    followers: Annotated[int, Ge(2)] = 5
+    broad: Annotated[float, Ge(0), Le(1)] = 0.5
+    sure: Annotated[float, Gt(0), Lt(1)] = 0.97
+    length: Annotated[int, Ge(1)] = 24
+    rows: Annotated[int, Ge(1)] = 4096
+    held: Annotated[int, Ge(1)] = 128
 
     def __post_init__(self) -> None:
-        least = {"symbols": 2, "followers": 2, "length": 1, "rows": 1, "held": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise Failure(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.followers > self.symbols:
             raise Failure(f"followers: there are {self.symbols} symbols, got {self.followers}")
-        if not (0 <= self.broad <= 1 and 0 < self.sure < 1):
-            raise Failure(
-                f"broad must be in [0, 1] and sure in (0, 1), got {self.broad}, {self.sure}"
-            )
 
     @cached_property
     def table(self) -> Tensor:

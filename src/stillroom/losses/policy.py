@@ -24,6 +24,14 @@ def label_logp(logits: Tensor, labels: Tensor) -> Tensor:
     return _log_probs(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def nll(student: Tensor, teacher: object, labels: Tensor) -> Tensor:
+    """Cross-entropy with the label of each row, as an objective of ``per_row``: no teacher is read.
+
+    ``-log p(y)``; logits [n, V], anything, labels [n] -> [n], in nats.
+    """
+    return -label_logp(student, labels)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Shannon entropy of each row's distribution, in nats: 0 (certain) to log V (uniform).
 

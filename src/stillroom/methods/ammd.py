@@ -22,7 +22,7 @@ from stillroom.core import (
 )
 from stillroom.losses.moments import moment_gap
 from stillroom.losses.per_row import per_row
-from stillroom.losses.policy import label_logp, later_returns
+from stillroom.losses.policy import label_logp, later_returns, nll
 from stillroom.losses.transport import side_by_side
 from stillroom.nets.actions import ActionValues
 
@@ -118,7 +118,7 @@ class AMMD(Method):
             terms.append(Term(value, side.over, weight=self._weights[name], name=name))
         if self.label_weight:
             own = said["off"] if "off" in said else run.student(batch)
-            text = per_row(_nll, own, None, batch.labels)
+            text = per_row(nll, own, None, batch.labels)
             terms.append(Term(text, weight=self.label_weight, name="text"))
         yield Update(terms)
 
@@ -187,10 +187,6 @@ def _gap(
     """``g^t r_t``, and with returns ``log q(y_t) A_t`` more."""
     value = weight * moment_gap(student, teacher, scores)
     return value if later is None else value + later * label_logp(student, labels)
-
-
-def _nll(student: Tensor, teacher: None, labels: Tensor) -> Tensor:
-    return -label_logp(student, labels)
 
 
 def _still(said: Signals) -> Signals:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Signals, Term, Update
 from stillroom.losses.per_row import per_row
-from stillroom.losses.policy import label_logp
+from stillroom.losses.policy import nll
 from stillroom.losses.transport import (
     cosine_cost,
     side_by_side,
@@ -119,7 +119,7 @@ class CoT2Align(Method):
 
     def _each(self, name: str, batch: Batch, own: Signals, other: Signals | None) -> Iterator[Term]:
         """Half of L_CE and of L_KD."""
-        text = per_row(_text, own, None, batch.labels)
+        text = per_row(nll, own, None, batch.labels)
         yield Term(text, over=f"{name}mask", weight=(1 - self.alpha) / 2, name=f"{name}text")
         weight = self.alpha * self.kd_weight / 2
         if other is not None and weight:
@@ -154,10 +154,6 @@ def _placed(
     there = torch.ones_like(owner, dtype=torch.float32) if there is None else there
     real = side_by_side(there, owner, size)
     return {k: (side_by_side(states, owner, size), real) for k, states in features.items()}
-
-
-def _text(student: Tensor, teacher: None, labels: Tensor) -> Tensor:
-    return -label_logp(student, labels)
 
 
 def _distance(student: Tensor, teacher: Tensor, labels: None, share: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stillroom.core import Batch, Failure, Method, Needs, Paper, Run, Teacher, Term, Update
 from stillroom.losses.divergences import forward_kl
 from stillroom.losses.per_row import per_row
-from stillroom.losses.policy import label_logp
+from stillroom.losses.policy import label_logp, nll
 from stillroom.losses.preference import answer_logp, preference, shortfall
 
 Pair = tuple[Tensor, Tensor]
@@ -112,7 +112,7 @@ class DPKD(Method):
     def _tokens(self, run: Run, batch: Batch) -> list[Term]:
         own = run.student(batch)
         if not self.preference_weight:
-            return [Term(-per_row(_logp, own, None, batch.labels))]
+            return [Term(per_row(nll, own, None, batch.labels))]
         theirs = run.teacher(batch)
         with torch.no_grad():
             seen = per_row(self._told, own, theirs, None)[batch.mask > 0]
@@ -180,7 +180,3 @@ def _choices(student: Tensor, teacher: Tensor) -> tuple[Pair, Pair]:
 
 def _both(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([label_logp(student, labels), label_logp(teacher, labels)], -1)
-
-
-def _logp(student: Tensor, teacher: None, labels: Tensor) -> Tensor:
-    return label_logp(student, labels)

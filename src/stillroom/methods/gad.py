@@ -18,6 +18,7 @@ from stillroom.losses.policy import (
     group_advantage,
     k3,
     label_logp,
+    nll,
 )
 from stillroom.models.cut import Early
 from stillroom.nets.pooled import Pooled, Pooling
@@ -186,7 +187,7 @@ class GAD(Method):
             loss = self._judge(theirs, critic(duel.samples))
             yield Update(Term(loss, over="duel.samples.examples"), players=("critic",))
         if stage.imitates:
-            yield Update(Term(per_row(_nll, run.student(batch), None, batch.labels)))
+            yield Update(Term(per_row(nll, run.student(batch), None, batch.labels)))
         if stage.adversarial:
             samples = batch.duel.samples
             inputs = {name: samples[name] for name in ("old", "advantage", "start")}
@@ -229,10 +230,6 @@ class _Stage:
 
 def _logp(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
     return label_logp(student, labels)
-
-
-def _nll(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-    return -label_logp(student, labels)
 
 
 def _logp_and_entropy(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:

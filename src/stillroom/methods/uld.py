@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stillroom.core import Batch, Method, Needs, Paper, Signals, Term
 from stillroom.losses.per_row import per_row
-from stillroom.losses.policy import label_logp
+from stillroom.losses.policy import nll
 from stillroom.losses.transport import sorted_distance
 
 
@@ -57,7 +57,7 @@ class ULD(Method):
         share = counted / tokens.clamp_min(1)[owner]
         far = per_row(self._distance, student, told, None, foreign=True, share=share)
         each = far.new_zeros(batch.size).index_add(0, owner, far)
-        text = per_row(_text, student, None, batch.labels)
+        text = per_row(nll, student, None, batch.labels)
         return [
             Term(text, name="text"),
             Term(each, over="examples", weight=self.weight, name="distance"),
@@ -66,7 +66,3 @@ class ULD(Method):
     def _distance(self, student: Tensor, teacher: Tensor, labels: None, share: Tensor) -> Tensor:
         both = student / self.temperature, teacher / self.temperature
         return share * sorted_distance(*both, largest=self.largest)
-
-
-def _text(student: Tensor, teacher: None, labels: Tensor) -> Tensor:
-    return -label_logp(student, labels)

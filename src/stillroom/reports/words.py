@@ -83,6 +83,10 @@ def teacher(spec: Any) -> str:
         return "the student's base model, its adapter off"
     if spec.get("adapter"):
         return f"the adapter {spec['adapter']} on the student's base model"
+    if spec.get("world"):
+        return "the made-up world itself"
+    if decay := spec.get("average"):
+        return f"the student's own moving average (decay {decay:g})"
     if trained := spec.get("trained"):
         return f"{student(trained.get('student'))}, trained first"
     return str(spec.get("model") or "none")

@@ -54,13 +54,13 @@ class World:
     """Networks and data with numbers of their own, the same at every call.
 
     ``exact``: float64, and networks that compute in nothing less and draw no random numbers.
-    Otherwise float32 with dropout, so that a stray draw shows. ``cot``: answers are told once more,
-    with a chain of thought before. ``change`` is done to each batch, and to those within it.
+    Otherwise float32 with dropout, so that a stray draw shows. ``texts``: further answers to each
+    prompt, by column. ``change`` is done to each batch, and to those within it.
     """
 
     kind: str
     exact: bool = False
-    cot: bool = False
+    texts: frozenset[str] = frozenset()
     change: Callable[[Batch], Batch] = lambda batch: batch
 
     def student(self) -> Any:
@@ -90,7 +90,7 @@ class World:
 
     def data(self, stream: str = "train") -> Data:
         seed = sum(map(ord, stream))
-        made = _texts(seed, self.cot) if self.kind == "text" else _points(seed, self.exact)
+        made = _texts(seed, self.texts) if self.kind == "text" else _points(seed, self.exact)
         return Changed(made, self.change)
 
 
@@ -121,7 +121,7 @@ def _classifier(width: int, exact: bool) -> Classifier:
     return Classifier(nn.Sequential(nn.Linear(4, width), *inner, nn.Tanh(), nn.Linear(width, 3)))
 
 
-def _texts(seed: int, cot: bool = False) -> TextData:
+def _texts(seed: int, further: frozenset[str] = frozenset()) -> TextData:
     draw = torch.Generator().manual_seed(seed)
     turn = seed % EXAMPLES  # another stream has its lengths in another order
     examples = []
@@ -130,8 +130,10 @@ def _texts(seed: int, cot: bool = False) -> TextData:
         told, said = (tuple(part) for part in (ids[:prompt], [*ids[prompt:], EOS]))
         made = Example("", "", told, said, asked="".join(OURS[i] for i in told))
         chain = tuple(2 + (i + prompt) % (VOCABULARY - 2) for i in ids[:prompt])
-        second = replace(made, completion_ids=(*chain, *said))
-        examples.append(replace(made, cot=second) if cot else made)
+        worse = tuple(2 + (3 * i + answer) % (VOCABULARY - 2) for i in chain)
+        second = {"cot": (*chain, *said), "rejected": (*worse, EOS)}
+        others = {name: replace(made, completion_ids=second[name]) for name in sorted(further)}
+        examples.append(replace(made, others=others))
     return TextData(examples, PAD)
 
 
@@ -189,7 +191,7 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     Networks are made anew, so a job serves for one run. ``metrics=True`` evaluates with all that
     the world has numbers for.
     """
-    world = replace(world, cot="cot" in method.needs.texts)
+    world = replace(world, texts=frozenset(method.needs.texts))
     told: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 0.05, "every": None, "max_new_tokens": 4}
     told |= changes
     steered = method.needs.metrics

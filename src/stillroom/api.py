@@ -129,7 +129,7 @@ def _write_pages(
     top.json("table.json", _table(recipe, results, job))
     for name, result in results.items():
         arm = recipe.arms.get(name, recipe)
-        write_card(top.folder, result.folder / "student", row(name_of(type(arm.method))))
+        write_card(top.folder, result.folder / "student", row(name_of(type(arm.system))))
     write_report(top.folder)
 
 
@@ -137,7 +137,7 @@ def _table(recipe: Recipe, results: Mapping[str, Result], job: Job | None) -> di
     """Rows of what came before, each arm, teacher; what the columns mean; what must be known."""
     suite = job.suite if job else None
     kinds = {
-        name: "method" if type(arm.method) is type(recipe.method) else "baseline"
+        name: "method" if arm.classes == recipe.classes else "baseline"
         for name, arm in recipe.arms.items()
     }
     first, last = next(iter(results.values())), list(results.values())[-1]

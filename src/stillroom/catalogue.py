@@ -19,7 +19,7 @@ from typing import Any
 from stillroom.failures import Failure
 from stillroom.outcomes import claims, counted
 
-ROOMS = {"methods": "method", "diagnostics": "diagnostic"}
+ROOMS = {"methods": "method", "pipelines": "pipeline", "diagnostics": "diagnostic"}
 """Folders that hold one class a file, and what that class is called."""
 TOLD = ("paper", "needs", "modality", "family")
 """Literals that the class body of each file states."""
@@ -71,7 +71,7 @@ def closure(signals: Set[str]) -> frozenset[str]:
 def names(room: str | None = None) -> dict[str, str]:
     """Every name with its module: ``{"kd": "stillroom.methods.kd", ...}``, sorted.
 
-    Of one room alone where it is named (``methods``, ``diagnostics``).
+    Of one room alone where it is named (``methods``, ``pipelines``, ``diagnostics``).
     """
     root = Path(__file__).parent
     found: dict[str, str] = {}

@@ -10,8 +10,8 @@ from stillroom.config.recipe import make
 from stillroom.config.students import _words
 from stillroom.core import Failure, Needs
 from stillroom.data.forms import shaped
+from stillroom.data.further import with_answer
 from stillroom.data.text import Renderer, TextData
-from stillroom.data.turns import with_cot
 from stillroom.engine.checks import check_texts
 from stillroom.methods.cot2align import CoT2Align
 from stillroom.methods.seqkd import SeqKD
@@ -38,17 +38,17 @@ def renderer(template=None):
 
 def data(rows=ROWS):
     made = renderer()
-    return made, TextData([made.example(row, cot=True) for row in rows], made.pad_id)
+    return made, TextData([made.example(row, texts={"cot"}) for row in rows], made.pad_id)
 
 
 def test_the_second_answer_is_that_of_a_row_which_has_it_as_its_first():
     made = renderer()
-    told = made.example(ROWS[0], cot=True)
+    told = made.example(ROWS[0], texts={"cot"})
     second = made.example({"prompt": "2+2=", "completion": "two and two are 4"})
-    assert told.cot == second
-    assert told.cot.completion_ids != told.completion_ids
+    assert told.others["cot"] == second
+    assert told.others["cot"].completion_ids != told.completion_ids
     assert told.prompt_ids == second.prompt_ids
-    assert made.example(ROWS[0]).cot is None
+    assert made.example(ROWS[0]).others == {}
 
 
 def test_of_messages_it_stands_in_place_of_the_last_turn():
@@ -56,18 +56,20 @@ def test_of_messages_it_stands_in_place_of_the_last_turn():
     asked = [{"role": "user", "content": "2+2="}]
     told = made.example(
         {"messages": [*asked, {"role": "assistant", "content": "4"}], "cot": "two twos: 4"},
-        cot=True,
+        texts={"cot"},
     )
     second = {"role": "assistant", "content": "two twos: 4"}
-    assert told.cot == made.example({"messages": [*asked, second]})
-    assert told.cot.answer == "two twos: 4"
+    assert told.others["cot"] == made.example({"messages": [*asked, second]})
+    assert told.others["cot"].answer == "two twos: 4"
     assert told.answer == "4"
 
 
 @pytest.mark.parametrize("row", [{}, {"cot": ""}, {"cot": None}, {"cot": ["a"]}])
 def test_a_row_without_it_is_named(row):
     with pytest.raises(Failure, match=r"a\.jsonl, line 3: expected a text in 'cot'.*columns"):
-        renderer().example({"prompt": "a", "completion": "b", **row}, "a.jsonl, line 3", cot=True)
+        renderer().example(
+            {"prompt": "a", "completion": "b", **row}, "a.jsonl, line 3", texts={"cot"}
+        )
     renderer().example({"prompt": "a", "completion": "b", **row}, "a.jsonl, line 3")
 
 
@@ -88,17 +90,17 @@ def test_every_form_keeps_it_and_templates_make_it():
         made = {**row, "why": "w.", "end": "a", "cot": "hidden by the template"}
         form, [(_, filled)] = shaped([("row 0", made)], None, template)
         assert filled["cot"] == "w. So a"
-        assert with_cot(filled) != filled
+        assert with_answer(filled, "cot") != filled
         assert form == shaped([("row 0", row)])[0]
 
 
 def test_a_cut_is_of_both_answers():
     made, _ = data()
-    told = made.cut(made.example(ROWS[1], cot=True), 3)
-    whole = made.example(ROWS[1], cot=True)
-    assert told.cot.completion_ids == whole.cot.completion_ids[:3]
+    told = made.cut(made.example(ROWS[1], texts={"cot"}), 3)
+    whole = made.example(ROWS[1], texts={"cot"})
+    assert told.others["cot"].completion_ids == whole.others["cot"].completion_ids[:3]
     assert told.completion_ids == whole.completion_ids[:3]
-    assert made.decode(told.cot.completion_ids) == told.cot.answer
+    assert made.decode(told.others["cot"].completion_ids) == told.others["cot"].answer
 
 
 def test_batches_nest_it_and_stay_aligned_however_they_are_split():
@@ -178,7 +180,7 @@ def test_data_of_a_python_caller_are_checked_by_their_first_batch():
     check_texts(CoT2Align(), texts.batch([0]))
     check_texts(SeqKD(), texts.batch([0]))
     plain = TextData([made.example(ROWS[0])], 0).batch([0])
-    with pytest.raises(Failure, match=r"CoT2Align learns from cot of each row.*Example\.cot"):
+    with pytest.raises(Failure, match=r"CoT2Align learns from cot of each row.*Example\.others"):
         check_texts(CoT2Align(), plain)
 
 
@@ -189,4 +191,4 @@ def test_tokenizers_learn_from_it_and_views_hold_it():
     lm = text.build("llama", 280, 1, 0, **sizes, num_attention_heads=2)
     fit([lm], [texts], made, size=1)
     assert lm.view is not None
-    assert set(texts.examples[0].cot.completion_ids) <= set(lm.view.ids.tolist())
+    assert set(texts.examples[0].others["cot"].completion_ids) <= set(lm.view.ids.tolist())

@@ -13,7 +13,7 @@ from stillroom.methods.cot2align import CoT2Align
 from stillroom.nets.projectors import Projectors
 from stillroom.teachers.local import Local
 
-TEXT = worlds.World(kind="text", exact=True, cot=True)
+TEXT = worlds.World(kind="text", exact=True, texts=frozenset({"cot"}))
 LAYERS = ("embedding", "last")
 
 
@@ -129,7 +129,7 @@ def uneven(batch):
 
 
 def test_masked_rows_are_in_no_sequence_and_others_weigh_as_much_as_they_count():
-    world = worlds.World(kind="text", exact=True, cot=True, change=uneven)
+    world = worlds.World(kind="text", exact=True, texts=frozenset({"cot"}), change=uneven)
     method = CoT2Align(cost="cosine")
     found, run, batch, _ = terms_of(method, world)
     assert (batch.mask == 0).any()

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stillroom.cli.common import OPENAI, pair, quiet
+from stillroom.cli import asking
+from stillroom.cli.common import check_out, pair, write_rows, write_text
 from stillroom.cli.scoring import scores
 from stillroom.failures import Failure
 
 if TYPE_CHECKING:
     from stillroom.data.rows import Row
     from stillroom.teachers.answering import Answered
-    from stillroom.teachers.asking import Source
     from stillroom.teachers.cached import Cached
-
-Price = Annotated[
-    str | None, typer.Option(help="IN,OUT: dollars a million tokens of prompt and of answer.")
-]
 
 
 def collect(
@@ -62,7 +57,7 @@ def collect(
         Literal["chat", "completions"],
         typer.Option(help="Plain prompts go as they are (completions) or as a user's message."),
     ] = "chat",
-    price: Price = None,
+    price: asking.Price = None,
     key_env: Annotated[
         str | None, typer.Option(help="Variable that holds the key, instead of OPENAI_API_KEY.")
     ] = None,
@@ -89,8 +84,7 @@ def collect(
         return scores(prompts, teacher, store, signals, out, tokenizer=tokenizer, **asked, **bounds)
     if out is None:
         raise Failure("--out: name the file that the answers are written to")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise Failure(f"--out: {out} must be a file in a folder that exists")
+    check_out(out)
     from stillroom.store.answers import Store
     from stillroom.store.budget import Budget
     from stillroom.store.prices import told_price
@@ -102,12 +96,12 @@ def collect(
     named = _rows(prompts)
     requests = requests_of(named, decoding, n)
     asked = {"endpoint": endpoint, "lanes": concurrency, "key_env": key_env, "timeout": timeout}
-    source = _source(teacher, base_url, asked)
+    source = asking.source(teacher, base_url, asked)
     told = pair(price)
     budget = Budget(budget_usd, budget_tokens, told_price(*told) if told else source.price())
     cached = Cached(source, Store(store), requests, budget)
     about, most = cached.estimate()
-    _watched(cached)
+    asking.asked(cached)
     ledger = cached.ledger(keep_truncated=keep_truncated)
     ledger["estimate"] = {"about": budget.told(about), "at_most": budget.told(most)}
     _write(out, answered(named, cached, n, keep_truncated=keep_truncated), ledger)
@@ -126,31 +120,6 @@ def _rows(prompts: str) -> list[tuple[str, Row]]:
     return [(where, {**row, **new}) for row, (where, new) in zip(rows, made, strict=True)]
 
 
-def _source(teacher: str, base_url: str | None, asked: dict[str, Any]) -> Source:
-    if teacher.startswith(OPENAI):
-        from stillroom.teachers.api import Api
-
-        return Api(model=teacher.removeprefix(OPENAI), base_url=base_url, **asked)
-    if base_url is not None:
-        raise Failure(f"--base-url goes with --teacher openai:MODEL, not with {teacher!r}")
-    quiet()
-    from stillroom.teachers.writing import writer
-
-    return writer(teacher)
-
-
-def _watched(cached: Cached) -> None:
-    from stillroom.teachers.watching import watched
-
-    try:
-        watched(cached)
-    except KeyboardInterrupt:
-        arrived = sum(outcome.arrived for outcome in cached.outcomes.values())
-        told = f"stopped; {arrived} of {len(cached.questions)} answers are in the store"
-        typer.echo(f"{told}; the same command goes on", err=True)
-        raise SystemExit(130) from None
-
-
 def _write(out: Path, answers: Sequence[Answered], ledger: dict[str, Any]) -> None:
     """Rows, dropped questions and ledger, each written aside and moved into place."""
     dropped = [
@@ -163,26 +132,13 @@ def _write(out: Path, answers: Sequence[Answered], ledger: dict[str, Any]) -> No
     }
     beside["dropped.jsonl"].unlink(missing_ok=True)
     if dropped:
-        _moved(beside["dropped.jsonl"], _lines(dropped))
-    _moved(beside["ledger.json"], json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
+        write_rows(beside["dropped.jsonl"], dropped)
+    write_text(beside["ledger.json"], json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
     if not ledger["answered"]:
         raise Failure(
             f"no question was answered, so {out} is not written; {beside['ledger.json']} says why"
         )
-    _moved(out, _lines([dict(a.row) for a in answers if a.row]))
-
-
-def _lines(rows: Sequence[Any]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def _moved(file: Path, text: str) -> None:
-    aside = file.with_name(f".{file.name}.writing")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_rows(out, [dict(a.row) for a in answers if a.row])
 
 
 def _tell(out: Path, cached: Cached, ledger: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -34,3 +37,36 @@ def pair(price: str | None) -> tuple[float, float] | None:
     if not (0 <= prompt < float("inf") and 0 <= answer < float("inf")):
         raise Failure(f"--price: a price is not below 0, got {price!r}")
     return prompt, answer
+
+
+def tokenizer(name: str) -> Any:
+    """A tokenizer by hub name, folder, GGUF or ``package:NAME``; Failure where it has none."""
+    from transformers import AutoTokenizer
+
+    from stillroom.models.sources import resolved
+
+    try:
+        return AutoTokenizer.from_pretrained(resolved(name))
+    except (OSError, ValueError) as error:
+        raise Failure(f"{name!r} has no tokenizer that can be loaded: {error}") from error
+
+
+def check_out(out: Path) -> None:
+    """Raises Failure unless ``out`` can be a file."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise Failure(f"--out: {out} must be a file in a folder that exists")
+
+
+def write_rows(out: Path, rows: Iterable[Any]) -> None:
+    """Rows as JSON Lines, written aside and moved into place."""
+    write_text(out, "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows))
+
+
+def write_text(file: Path, text: str) -> None:
+    """A file, written aside and moved into place: a kill leaves the old one whole."""
+    aside = file.with_name(f".{file.name}.writing")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

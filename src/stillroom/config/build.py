@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from stillroom.catalogue import nearest
 from stillroom.config import speakers, students
 from stillroom.config.corpus import corpus
 from stillroom.config.recipe import Recipe, find_data
+from stillroom.config.specs import TeacherSpec
 from stillroom.config.students import Beginning
 from stillroom.config.taught import Taught, begun
-from stillroom.config.texts import Texts, gathered, rendered
+from stillroom.config.texts import Texts, gathered, questions_of, rendered
+from stillroom.config.working import Work, last_lesson
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
@@ -45,6 +47,10 @@ class Parts:
     taught: Mapping[str, Taught | None] | None = None
     rows: Sequence[Row] | None = None
     splits: Mapping[str, Data] = field(default_factory=dict)
+    lesson: Sequence[Row] | None = None
+    """Rows of the training split, in place of those that the recipe tells of."""
+    again: int = 0
+    """How many times the stages of a pipeline were made anew before."""
     rest: bool = True
     """Whether rows that were set aside, and are in neither split, are trained on."""
     ask: bool = True
@@ -62,6 +68,8 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
         Failure: a file, row, model, signal or size is not as it must be.
     """
     parts = parts or Parts()
+    if recipe.pipeline is not None:
+        return _piped(recipe, parts, ready=ready)
     apart = partial(build, parts=Parts(rest=False))  # its limits part rows in another way
     if parts.student is None and recipe.student.trained is not None:
         students.check(recipe)
@@ -78,7 +86,7 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
         students.check(recipe)
     if parts.teacher is None and parts.taught is None:
         parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
-    texts = gathered(recipe, parts.rows, ask=parts.ask)
+    texts = gathered(recipe, parts.rows, ask=parts.ask, lesson=parts.lesson)
     texts.rest = parts.rest
     tokenizer = parts.tokenizer or students.tokenizer_of(recipe, texts)
     begin = Beginning(None)
@@ -91,6 +99,36 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
     if recipe.student.heal is not None and ready:
         begin = _healed(recipe, parts, texts, tokenizer, begin)
     return _text_job(recipe, parts, texts, tokenizer, begin)
+
+
+def _piped(recipe: Recipe, parts: Parts, *, ready: bool) -> Job:
+    """The job of a pipeline's last lesson; all that comes before it is done, or was."""
+    if parts.student is not None or parts.teacher is not None or parts.splits:
+        raise Failure("pipeline: it trains more than once: name student and teacher, not objects")
+    students.check(recipe)
+    texts = questions_of(recipe, parts.rows)
+
+    def job_of(own: Recipe, rows: Sequence[Row]) -> Job:
+        return build(own, replace(parts, lesson=rows))
+
+    work = Work(recipe, texts.rows, texts.world, job_of, parts.again)
+    if not (ready and parts.ask):
+        silent = replace(recipe, pipeline=None, teacher=TeacherSpec(recorded=True), teachers={})
+        shape = build(silent, replace(parts, lesson=work.examples(), ask=False), ready=False)
+        return replace(shape, recipe=recipe.resolved(), ledger={**shape.ledger, **work.plan()})
+    lesson = last_lesson(work)
+    own = replace(work.lesson(lesson), name=recipe.name, eval=recipe.eval)
+    job = job_of(own, lesson.rows)
+    assert job.suite is not None
+    work.tokenizer = job.suite.renderer and job.suite.renderer.tokenizer
+    return replace(
+        job,
+        recipe=recipe.resolved(),
+        ledger={**job.ledger, "pipeline": work.ledger},
+        suite=job.suite.by(lesson.written),
+        earlier=asdict(work.spent),
+        beside=lesson.beside,
+    )
 
 
 def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning) -> Job:
@@ -168,6 +206,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         copies=recipe.eval.copies,
         answer=recipe.eval.answer,
         database=_database(recipe),
+        verify=recipe.verify,
         judge=_judge(recipe, student, splits, renderer),
     )
     _check_numbers(recipe, suite)

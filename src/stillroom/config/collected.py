@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.config.recipe import Recipe
 from stillroom.config.specs import TeacherSpec
-from stillroom.config.values import within
+from stillroom.config.values import plain, within
 from stillroom.core import Failure
 from stillroom.data.rows import Row
 from stillroom.engine.parallel import Processes
@@ -21,6 +21,7 @@ from stillroom.teachers.answering import answered, requests_of
 from stillroom.teachers.api import Api
 from stillroom.teachers.asking import Source
 from stillroom.teachers.cached import Cached
+from stillroom.teachers.scripted import Scripted
 from stillroom.teachers.watching import watched
 from stillroom.teachers.writing import writer
 
@@ -65,7 +66,7 @@ def collected(recipe: Recipe, rows: Mapping[str, Named], *, ask: bool) -> Collec
             raise Failure("name a folder as teacher.store, in which the answers are kept")
         cached = _cached(told, told.store, wanted)
         if ask:
-            _asked(cached, told.store)
+            asked_by_one(cached, told.store)
         return _filled(rows, wanted, cached, told)
 
 
@@ -79,14 +80,27 @@ def _lacks(row: Row) -> bool:
 
 
 def _cached(told: TeacherSpec, store: str, wanted: Sequence[tuple[str, Row]]) -> Cached:
-    source: Source
-    if told.api:
-        source = Api(**server(told), endpoint=told.endpoint)
-    else:
-        names = ("dtype", "revision", "device_map", "trust_remote_code")
-        source = writer(str(told.model), **{name: getattr(told, name) for name in names})
-    requests = requests_of(wanted, told.sampling)
+    source, requests = source_of(told), requests_of(wanted, told.sampling)
     return Cached(source, Store(store), requests, budget_of(told, source))
+
+
+def source_of(told: TeacherSpec, world: Any = None) -> Source:
+    """What answers questions by text: a server, a model in this process, a world's program.
+
+    Raises:
+        Failure: the teacher writes no text.
+    """
+    if told.api:
+        return Api(**server(told), endpoint=told.endpoint)
+    if told.model:
+        names = ("dtype", "revision", "device_map", "trust_remote_code")
+        return writer(told.model, **{name: getattr(told, name) for name in names})
+    if told.world and "program" in dir(world):
+        return Scripted(world.program(), type(world).__name__, plain(world))
+    raise Failure(
+        "it writes no text that can be asked for: give teacher.api, or teacher.model with a store "
+        "(or, in the world chains, teacher.world)"
+    )
 
 
 def server(told: TeacherSpec) -> dict[str, Any]:
@@ -105,8 +119,12 @@ def budget_of(told: TeacherSpec, source: Source) -> Budget:
     return Budget(told.budget_usd, told.budget_tokens, price)
 
 
-def _asked(cached: Cached, store: str) -> None:
-    """Asks by the main process; the others wait, and read what came."""
+def asked_by_one(cached: Cached, store: str) -> None:
+    """Asks by the main process; the others wait, and read what came.
+
+    Raises:
+        Failure: as ``Cached.run``; a question is still open when it is over.
+    """
     processes = Processes()
     error: Failure | None = None
     if processes.main:

@@ -14,10 +14,11 @@ import yaml
 from stillroom.catalogue import load, name_of, nearest
 from stillroom.config.specs import DataSpec, Network, TeacherSpec
 from stillroom.config.values import checked, plain, within
-from stillroom.core import Failure, Method
+from stillroom.core import Failure, Method, Pipeline
 from stillroom.data.rows import exists
 from stillroom.engine.settings import Eval, RunOptions, Train
 from stillroom.rollouts.sampling import Sampling
+from stillroom.traces.verifying import Verify
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 
@@ -29,6 +30,8 @@ class Recipe:
     name: str
     about: str
     method: Method
+    pipeline: Pipeline | None
+    """What makes the rows that ``method`` learns, in one training or in several."""
     student: Network
     teacher: TeacherSpec
     teachers: Mapping[str, TeacherSpec]
@@ -38,6 +41,8 @@ class Recipe:
     eval: Eval
     run: RunOptions
     sampling: Sampling
+    verify: Verify | None
+    """How a final answer is found and checked, for pipelines and the evaluator ``verified``."""
     arms: Mapping[str, Recipe]
     folder: Path
     """Where the recipe was read from: files are sought beside it."""
@@ -53,15 +58,29 @@ class Recipe:
         }
         return several or {"teacher": self}
 
+    @property
+    def system(self) -> Method | Pipeline:
+        """What a run of it is called by."""
+        return self.pipeline or self.method
+
+    @property
+    def classes(self) -> tuple[type, ...]:
+        """Those whose source decides what a run gives."""
+        return tuple(type(one) for one in (self.method, self.pipeline) if one is not None)
+
     def resolved(self) -> dict[str, Any]:
         """Everything with its defaults, as plain values."""
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}
+        if self.verify is not None:
+            sections["verify"] = plain(self.verify)
         arms = {name: arm.resolved() for name, arm in self.arms.items()}
         method = {"name": name_of(type(self.method)), **plain(self.method)}
         if self.teachers:  # what is resolved can be made again
             del sections["teacher"]
             sections["teachers"] = {name: plain(told) for name, told in self.teachers.items()}
         told = {"name": self.name, "about": self.about, "method": method, **sections}
+        if self.pipeline is not None:
+            told["pipeline"] = {"name": name_of(type(self.pipeline)), **plain(self.pipeline)}
         return {**told, "arms": arms} if arms else told
 
 
@@ -74,7 +93,7 @@ SECTIONS: dict[str, Any] = {
     "run": RunOptions,
     "sampling": Sampling,
 }
-_KEYS = ["name", "about", "method", *SECTIONS, "teachers", "arms"]
+_KEYS = ["name", "about", "method", "pipeline", *SECTIONS, "verify", "teachers", "arms"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,13 +154,17 @@ def make(told: Mapping[str, Any], *, folder: Path) -> Recipe:
             near = nearest(str(key), [*_KEYS, "tiny"])
             raise Failure(f"{key}: a recipe has no such key{near}; it has {', '.join(_KEYS)}")
     absent = {name: {} for name in SECTIONS if told.get(name) is None}
-    values, method = {**told, **absent}, method_of(told.get("method"))
+    pipeline = None if told.get("pipeline") is None else pipeline_of(told["pipeline"])
+    method = method_of(told.get("method") or (pipeline and "seqkd"))
+    values = {**told, **absent}
     return Recipe(
         name=str(told.get("name", "run")),
         about=str(told.get("about", "")).strip(),
         method=method,
+        pipeline=pipeline,
         folder=folder,
         **{name: checked(cls, values[name], name) for name, cls in SECTIONS.items()},
+        verify=None if told.get("verify") is None else checked(Verify, told["verify"], "verify"),
         teachers=_teachers(told, method),
         arms=_arms(told, folder),
     )
@@ -188,11 +211,20 @@ def _mapping(told: Any, path: str) -> Mapping[str, Any]:
 
 def method_of(told: Any, path: str = "method") -> Method:
     """A method from its name, or from a mapping with ``name`` and fields."""
+    return _named(told, "methods", path)
+
+
+def pipeline_of(told: Any) -> Pipeline:
+    """The same of a pipeline."""
+    return _named(told, "pipelines", "pipeline")
+
+
+def _named(told: Any, room: str, path: str) -> Any:
     told = {"name": told} if isinstance(told, str) else told
     if not isinstance(told, Mapping) or not isinstance(told.get("name"), str):
         raise Failure(f"{path}: expected a mapping with a name ('stillroom list'), got {told!r}")
     try:
-        cls = load(told["name"], "methods")
+        cls = load(told["name"], room)
     except (Failure, ModuleNotFoundError) as error:
         raise Failure(f"{path}.name: {error}") from error
     return checked(cls, {k: v for k, v in told.items() if k != "name"}, path)

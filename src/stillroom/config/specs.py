@@ -225,7 +225,8 @@ class DataSpec:
         train_on: ``all`` supervises every assistant turn of a conversation, not the last alone; a
             limit on completions is on the last.
         columns: Jinja templates that make ``prompt`` and ``completion`` from other columns, and
-            ``cot``, the answer with its chain of thought, where a method learns from it.
+            further answers where a method learns from them: ``cot``, with a chain of thought,
+            ``rejected``, a worse one. ``gold`` is the bare answer for evaluation.
         max_prompt_tokens: longer prompts are left out, and counted.
         max_completion_tokens: longer answers, the end token included, are left out, and counted.
         cut_completion_tokens: longer answers are cut to so many tokens and lose their end token,
@@ -236,7 +237,7 @@ class DataSpec:
         database: a SQLite file, on which the evaluator ``sql`` runs queries.
         route: the column that names each row's teacher, one of ``teachers``.
         world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``,
-            ``markov``) by ``name``, and its options.
+            ``markov``, ``chains``) by ``name``, and its options.
         licence: shown in the model card.
     """
 

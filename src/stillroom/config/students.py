@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from stillroom.config.teachers import options
 from stillroom.config.texts import Texts
 from stillroom.config.values import checked, plain, within
 from stillroom.core import Failure
+from stillroom.data.further import ANSWERS, COT
 from stillroom.data.rows import Row
 from stillroom.data.text import Renderer, TextData
 from stillroom.engine.settings import Eval
@@ -79,7 +80,8 @@ def tokenizer_of(recipe: Recipe, texts: Texts) -> Any:
         except (OSError, ValueError) as error:
             raise Failure(f"student: cannot load the tokenizer of {name!r}: {error}") from error
     trained = ByteLevelBPETokenizer()
-    lines = (_words(row) for _, row in texts.rows["train"])
+    further = recipe.method.needs.texts
+    lines = (_words(row, further) for _, row in texts.rows["train"])
     trained.train_from_iterator(
         lines, vocab_size=told.vocab_size, special_tokens=[EOS], show_progress=False
     )
@@ -91,10 +93,14 @@ def tokenizer_of(recipe: Recipe, texts: Texts) -> Any:
     )
 
 
-def _words(row: Row) -> str:
-    """All words of a row, for a tokenizer to learn from."""
+def _words(row: Row, texts: Set[str] = frozenset()) -> str:
+    """All words of a row, for a tokenizer to learn from: further answers by column included."""
     turns = [str(turn.get("content") or "") for turn in row.get("messages", ())]
-    return "\n".join([*(str(row.get(c, "")) for c in ("prompt", "completion", "cot")), *turns])
+    first = ("prompt", "completion", COT)  # whether the row has them or not
+    others = sorted({*ANSWERS, *texts}.difference(first) & set(row))
+    return "\n".join(
+        [*(str(row.get(c, "")) for c in first), *turns, *(str(row[c]) for c in others)]
+    )
 
 
 def beginning(

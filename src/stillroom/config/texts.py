@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 
 from stillroom.config.collected import collected
 from stillroom.config.recipe import Recipe, find_data
-from stillroom.config.specs import DataSpec
+from stillroom.config.specs import DataSpec, TeacherSpec
 from stillroom.config.values import checked, within
 from stillroom.core import Failure
 from stillroom.data.addition import Addition
-from stillroom.data.forms import shaped
+from stillroom.data.chains import Chains
+from stillroom.data.forms import FORMS, shaped
 from stillroom.data.marked_orders import MarkedOrders
 from stillroom.data.markov import Markov
+from stillroom.data.quiz import Quiz
 from stillroom.data.rows import Row, read_rows
 from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
@@ -26,6 +28,8 @@ from stillroom.data.text2sql import FORM, questions
 from stillroom.data.zipf_chain import ZipfChain
 from stillroom.store.requests import digest
 
+_SHAPED = {name for form in FORMS.values() for name in form} - {"completion"}
+"""Columns that a form says in its own way."""
 ROUTE = "route"
 """A row's teacher, whatever its column is called in the file."""
 WORLDS: dict[str, Any] = {
@@ -33,6 +37,8 @@ WORLDS: dict[str, Any] = {
     "zipf_chain": ZipfChain,
     "addition": Addition,
     "markov": Markov,
+    "chains": Chains,
+    "quiz": Quiz,
 }
 
 
@@ -55,17 +61,26 @@ class Texts:
     collected: dict[str, Any] = field(default_factory=dict)
 
 
-def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -> Texts:
+def gathered(
+    recipe: Recipe,
+    given: Sequence[Row] | None,
+    *,
+    ask: bool = True,
+    lesson: Sequence[Row] | None = None,
+) -> Texts:
     """The rows of a world, of a Python caller (``given``), or of the files that are named.
 
     The teacher writes the answers that they lack, if it can; ``ask`` False leaves these rows out.
+    ``lesson`` are the rows of the training split instead.
     """
     told = recipe.data
+    if lesson is not None:
+        return _lesson(recipe, given, lesson, ask=ask)
     if told.world is not None:
         return _world(recipe)
     if given is not None:
         named = {"train": [(f"data, row {i}", row) for i, row in enumerate(given)]}
-        return _held_out(_answered(recipe, _shaped(Texts(named), told), ask=ask), told)
+        return _held_out(_answered(recipe, _shaped(Texts(named), recipe), ask=ask), told)
     if told.train is None:
         raise Failure("data.train: name a file of rows (or data.world)")
     texts = Texts({})
@@ -81,7 +96,43 @@ def gathered(recipe: Recipe, given: Sequence[Row] | None, *, ask: bool = True) -
             ledger = file.with_name(f"{file.name}.ledger.json")
             if ledger.is_file():
                 texts.collected[label] = json.loads(ledger.read_text("utf-8"))
-    return _held_out(_answered(recipe, _shaped(texts, told), ask=ask), told)
+    return _held_out(_answered(recipe, _shaped(texts, recipe), ask=ask), told)
+
+
+def questions_of(recipe: Recipe, given: Sequence[Row] | None) -> Texts:
+    """Rows as ``gathered`` gives them, with all of their columns, and nobody asked for answers."""
+    silent = replace(recipe, teacher=TeacherSpec(recorded=True), teachers={})
+    texts = gathered(silent, given)
+    if recipe.data.hold_out is not None:  # the test split is of no concern here
+        texts.rows["validation"] = list(texts.pool[: recipe.data.hold_out])
+    return texts
+
+
+def _lesson(
+    recipe: Recipe, given: Sequence[Row] | None, lesson: Sequence[Row], *, ask: bool
+) -> Texts:
+    """The recipe's validation and test, and the lesson's rows for training."""
+    texts = questions_of(recipe, given)
+    own = [(f"lesson, row {i}", _told(row)) for i, row in enumerate(lesson)]
+    form, made = shaped(own, None, None, recipe.method.needs.texts)
+    if texts.form not in (None, form):
+        raise Failure(f"a lesson's rows are of form {form}, and those of validation {texts.form}")
+    kept = {k: v for k, v in texts.rows.items() if k == "test" or recipe.data.hold_out is None}
+    told = collected(recipe, {**kept, "train": made, "pool": list(texts.pool)}, ask=ask)
+    texts.pool = told.rows.pop("pool")
+    texts.rows, texts.left_out, texts.rest = told.rows, told.left_out, False
+    learned = {"file": "lesson", "rows": len(made), "sha256": digest([r for _, r in made])}
+    texts.files = [learned, *texts.files, *told.files]
+    texts.collected |= told.collected
+    return texts
+
+
+def _told(row: Row) -> Row:
+    """A row whose ``completion`` is the last turn of its messages, where it has these."""
+    if "messages" not in row or "completion" not in row:
+        return row
+    turns = [*row["messages"], {"role": "assistant", "content": row["completion"]}]
+    return {**{k: v for k, v in row.items() if k != "completion"}, "messages": turns}
 
 
 def _answered(recipe: Recipe, texts: Texts, *, ask: bool) -> Texts:
@@ -92,19 +143,25 @@ def _answered(recipe: Recipe, texts: Texts, *, ask: bool) -> Texts:
     return texts
 
 
-def _shaped(texts: Texts, told: DataSpec) -> Texts:
+def _shaped(texts: Texts, recipe: Recipe) -> Texts:
     """Rows as prompt and completion, or messages; all splits have the form of the first."""
+    told, further = recipe.data, recipe.method.needs.texts
     for split, rows in texts.rows.items():
         with within(f"data.{split}"):
             if told.form == FORM:
                 texts.form, rows = "prompt", questions(rows, split)
-            texts.form, made = shaped(rows, texts.form or told.form, told.columns)
-        names = [row.get(told.route or "") for _, row in rows]
+            texts.form, made = shaped(rows, texts.form or told.form, told.columns, further)
         texts.rows[split] = [
-            (where, {**row, ROUTE: name} if told.route else row)
-            for (where, row), name in zip(made, names, strict=True)
+            (where, {**_others(row, recipe), **new})
+            for (_, row), (where, new) in zip(rows, made, strict=True)
         ]
     return texts
+
+
+def _others(row: Row, recipe: Recipe) -> Row:
+    """What else of a row is kept: its teacher; for a pipeline all that its form does not say."""
+    kept = {} if recipe.pipeline is None else {k: v for k, v in row.items() if k not in _SHAPED}
+    return {**kept, ROUTE: row.get(recipe.data.route)} if recipe.data.route else kept
 
 
 def _world(recipe: Recipe) -> Texts:
@@ -120,7 +177,7 @@ def _world(recipe: Recipe) -> Texts:
     named: dict[str, list[tuple[str, Row]]] = {
         k: [(f"{name} {k} {i}", row) for i, row in enumerate(v)] for k, v in rows.items()
     }
-    return _shaped(Texts(named, world=world), recipe.data)
+    return _shaped(Texts(named, world=world), recipe)
 
 
 def _held_out(texts: Texts, told: DataSpec) -> Texts:
@@ -163,8 +220,7 @@ def rendered(
         room = context - recipe.sampling.max_new_tokens if context and sampled else context
         found = []
         for where, row in rows:
-            cot = learned and "cot" in needs.texts
-            example = _example(recipe, renderer, row, where, cot=cot)
+            example = _example(recipe, renderer, row, where, needs.texts if learned else ())
             prompt, answer = len(example.prompt_ids), _longest(example)
             if told.max_prompt_tokens is not None and prompt > told.max_prompt_tokens:
                 left_out["prompt too long"] += 1
@@ -204,14 +260,21 @@ def rendered(
 
 def _digest(examples: Sequence[Example]) -> str:
     """Hash of the texts, whatever files they came from and however they are tokenised."""
-    seconds = [[e.cot.answer] if e.cot else [] for e in examples]
-    pairs = zip(examples, seconds, strict=True)
-    return digest([[e.prompt, e.answer, len(e.earlier), *second] for e, second in pairs])
+    return digest([[e.prompt, e.answer, len(e.earlier), *_beside(e)] for e in examples])
 
 
-def _example(recipe: Recipe, renderer: Renderer, row: Row, where: str, *, cot: bool) -> Example:
+def _beside(example: Example) -> list[Any]:
+    """What else an example has; nothing of most."""
+    found: list[Any] = [[name, one.answer] for name, one in sorted(example.others.items())]
+    told = {"weight": example.weight, "gold": example.gold}
+    return found + [[name, value] for name, value in told.items() if value is not None]
+
+
+def _example(
+    recipe: Recipe, renderer: Renderer, row: Row, where: str, texts: Iterable[str]
+) -> Example:
     """A row as tokens, cut, with the place of its teacher."""
-    told, example = recipe.data, renderer.example(row, where, cot=cot)
+    told, example = recipe.data, renderer.example(row, where, texts=texts)
     if told.route is not None:
         example = replace(example, route=_place(row.get(ROUTE), recipe, where))
     if told.cut_completion_tokens is not None:
@@ -231,9 +294,8 @@ def _place(name: Any, recipe: Recipe, where: str) -> int:
 
 
 def _longest(example: Example) -> int:
-    """Tokens of its longer answer."""
-    answers = [example, *([example.cot] if example.cot else [])]
-    return max(len(e.completion_ids) for e in answers)
+    """Tokens of its longest answer."""
+    return max(len(e.completion_ids) for e in (example, *example.others.values()))
 
 
 def _check_room(

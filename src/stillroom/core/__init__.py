@@ -16,6 +16,7 @@ from stillroom.core.method import (
     Term,
     Update,
 )
+from stillroom.core.pipeline import Lesson, Pipeline, Work
 from stillroom.core.signals import Head, Signals, Sparse
 from stillroom.failures import Failure
 
@@ -26,11 +27,13 @@ __all__ = [
     "Failure",
     "Findings",
     "Head",
+    "Lesson",
     "Method",
     "Needs",
     "Objective",
     "Paper",
     "Past",
+    "Pipeline",
     "Run",
     "Setup",
     "Signals",
@@ -38,4 +41,5 @@ __all__ = [
     "Teacher",
     "Term",
     "Update",
+    "Work",
 ]

@@ -20,9 +20,10 @@ class Needs:
     ``fresh``: asks the teacher about sequences that the data do not hold. ``whole``: compares
     the samples of a batch, which is then never split, and gathered over processes. ``planned``:
     what a step does depends on how many there will be, so the run cannot end by time. ``texts``:
-    columns of each row of training text, beside prompt and completion: ``cot``, the answer with its
-    chain of thought, which becomes a nested batch of that name. ``teachers``: by which names it
-    calls them. ``metrics``: numbers of the validation split that steer it (``Method.validated``).
+    columns of each row of training text, beside prompt and completion, each a further answer that
+    becomes a nested batch of that name: ``cot``, with its chain of thought, ``rejected``, a worse
+    one. ``teachers``: by which names it calls them. ``metrics``: numbers of the validation split
+    that steer it (``Method.validated``).
     """
 
     teacher: Set[str] = frozenset()

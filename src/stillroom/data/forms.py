@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from stillroom.data.further import ANSWERS, GOLD, WEIGHT
 from stillroom.data.rows import Row
 from stillroom.failures import Failure
 
@@ -34,14 +35,13 @@ ROLES = {
 }
 """Roles of ``messages`` by what ShareGPT files write in ``from``."""
 _TEXTS = ("prompt", "completion")
-COT = "cot"
-"""The column of an answer with its chain of thought, beside the completion."""
 
 
 def shaped(
     named: Iterable[tuple[str, Row]],
     form: str | None = None,
     templates: Mapping[str, str] | None = None,
+    texts: Iterable[str] = (),
 ) -> tuple[str, list[tuple[str, Row]]]:
     """The form of rows, and each row with its place as ``prompt`` and ``completion`` or messages.
 
@@ -50,22 +50,24 @@ def shaped(
     are one project's wording, and are not added: ``templates`` make another prompt.
     ``sharegpt``: turns of ``from`` and ``value``; roles as in ``ROLES``. ``messages``: keys of a
     turn that are null are left out, except ``content`` (a table gives every turn all keys).
-    A missing answer is no error here: a teacher may be asked for it. A second answer, ``cot``,
-    stays beside any form.
+    A missing answer is no error here: a teacher may be asked for it. Further answers (``cot``,
+    ``rejected``), ``weight`` and ``gold`` stay beside any form.
 
     Args:
         named: rows with their places, as iterating ``Rows`` gives them.
         form: a key of ``FORMS``; None tells it by the first row (``form_of``).
-        templates: Jinja that makes ``prompt``, ``completion`` or ``cot`` from a row's columns,
-            before all.
+        templates: Jinja that makes ``prompt``, ``completion``, a further answer or ``gold`` from a
+            row's columns, before all.
+        texts: further answers that are kept, beside those that always are.
 
     Raises:
         Failure: no form or several fit, or a row does not fit; its place is named.
     """
-    fill, pairs = columns(templates or {}), list(named)
+    answers = {*ANSWERS, *texts}
+    fill, pairs = columns(templates or {}, answers), list(named)
     if not pairs:
         return form or "prompt", []
-    made = {*(templates or ())} - {COT}
+    made = {*(templates or ())} & {*_TEXTS}
     form = form or form_of(pairs[0][1], made, pairs[0][0])
     if made and form in ("messages", "sharegpt"):
         raise Failure(
@@ -76,7 +78,8 @@ def shaped(
     for where, row in pairs:
         if not (told := {**shape(row, where), **fill(row, where)}):
             raise Failure(f"{where}: expected rows of form {form}, got columns {sorted(row)}")
-        found.append((where, {COT: row[COT], **told} if COT in row else told))
+        beside = {name: row[name] for name in (*answers, WEIGHT, GOLD) if name in row}
+        found.append((where, {**beside, **told}))
     return form, found
 
 
@@ -110,15 +113,19 @@ def form_of(names: Iterable[str], templates: Iterable[str] = (), where: str = "r
     )
 
 
-def columns(templates: Mapping[str, str]) -> Callable[..., dict[str, str]]:
+def columns(
+    templates: Mapping[str, str], answers: Iterable[str] = tuple(ANSWERS)
+) -> Callable[..., dict[str, str]]:
     """``fill(row, where="row")``: the texts that Jinja templates make from a row's columns.
+
+    Prompt, completion, gold, and further answers.
 
     Raises:
         Failure: a template is malformed, makes no text that is read, or cannot be filled from the
             row at ``where``.
     """
     jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
-    known = (*_TEXTS, COT)
+    known = (*_TEXTS, *sorted(answers), GOLD)
     if unread := sorted(set(templates) - set(known)):
         raise Failure(f"data.columns: {unread} would be read by nothing; make {', '.join(known)}")
     try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stillroom.core import Batch, Failure
+from stillroom.data import further
 from stillroom.data.rows import Row
-from stillroom.data.turns import Span, answer, earlier, question, with_cot
+from stillroom.data.turns import Span, answer, earlier, question
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Example:
     """One prompt and its answer, as text and as tokens; ``completion`` ends with a stop id.
 
     One that was cut has none. ``earlier`` are the parts of the prompt that count as well, ``asked``
-    is the prompt as the row has it: a text, or messages. ``cot`` is the same prompt with an answer
-    that has its chain of thought, ``route`` the place of its teacher among several.
+    is the prompt as the row has it: a text, or messages. ``others`` are the same prompt with
+    further answers, by their column (``cot``, ``rejected``), ``route`` the place of its teacher
+    among several, ``weight`` how much it counts, ``gold`` the bare gold answer.
     """
 
     prompt: str
@@ -29,8 +31,10 @@ class Example:
     completion_ids: tuple[int, ...]
     earlier: tuple[Span, ...] = ()
     asked: str | Sequence[Row] = ""
-    cot: Example | None = None
+    others: Mapping[str, Example] = field(default_factory=dict)
     route: int | None = None
+    weight: float | None = None
+    gold: str | None = None
 
 
 class Renderer:
@@ -63,13 +67,20 @@ class Renderer:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
         self.train_on = train_on
 
-    def example(self, row: Row, where: str = "row", *, cot: bool = False) -> Example:
-        """The row as tokens; ``cot`` adds its answer with a chain of thought.
+    def example(self, row: Row, where: str = "row", *, texts: Iterable[str] = ()) -> Example:
+        """The row as tokens; ``texts`` are columns of further answers to tell as well.
 
         Raises Failure, naming ``where``, when a column is missing or nothing is supervised.
         """
-        if cot:
-            return replace(self.example(row, where), cot=self.example(with_cot(row, where), where))
+        told = {name: further.with_answer(row, name, where) for name in sorted(texts)}
+        return replace(
+            self._answered(row, where),
+            others={name: self._answered(one, where) for name, one in told.items()},
+            weight=further.weight(row, where),
+            gold=further.gold(row, where),
+        )
+
+    def _answered(self, row: Row, where: str) -> Example:
         if "messages" in row:
             return self._chat(row["messages"], where)
         prompt, prompt_ids = self.asked(row, where)
@@ -98,8 +109,9 @@ class Renderer:
 
     def cut(self, example: Example, tokens: int) -> Example:
         """The example with at most so many tokens of each answer; an end beyond them is lost."""
-        if example.cot is not None:
-            example = replace(example, cot=self.cut(example.cot, tokens))
+        if example.others:
+            told = {name: self.cut(one, tokens) for name, one in example.others.items()}
+            example = replace(example, others=told)
         kept = example.completion_ids[:tokens]
         if len(kept) == len(example.completion_ids):
             return example
@@ -162,6 +174,7 @@ class TextData:
     def __init__(self, examples: Sequence[Example], pad_id: int) -> None:
         self.examples = examples
         self.pad_id = pad_id
+        self._weighs = any(e.weight is not None for e in examples)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -173,18 +186,25 @@ class TextData:
         return sum(map(max, zip(*sides, strict=True)))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The examples at these indices; where they have a ``cot`` it is a nested batch."""
+        """The examples at these indices; further answers that all have are nested batches.
+
+        ``weight`` [B] is there where any example of the data has one; 1 of those without.
+        """
         picked = [self.examples[i] for i in indices]
         pairs = [(e.prompt_ids, e.completion_ids) for e in picked]
         earlier = [e.earlier for e in picked]
         made = collate(pairs, torch.tensor(list(indices)), self.pad_id, earlier=earlier)
         if route := [e.route for e in picked if e.route is not None]:
             made = made.add(route=torch.tensor(route))
-        seconds = [e.cot for e in picked if e.cot is not None]
-        if not seconds:
-            return made
-        pairs = [(e.prompt_ids, e.completion_ids) for e in seconds]
-        return made.add(cot=collate(pairs, made.id, self.pad_id))
+        if self._weighs:
+            weights = [1.0 if e.weight is None else e.weight for e in picked]
+            made = made.add(weight=torch.tensor(weights))
+        for name in sorted(set.intersection(*(set(e.others) for e in picked))) if picked else ():
+            pairs = [
+                (one.prompt_ids, one.completion_ids) for one in (e.others[name] for e in picked)
+            ]
+            made = made.add(**{name: collate(pairs, made.id, self.pad_id)})
+        return made
 
 
 def collate(

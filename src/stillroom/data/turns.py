@@ -50,25 +50,6 @@ def answer(messages: Any, where: str) -> str:
     return _said(messages[-1], f"{where}: the last answer")
 
 
-def with_cot(row: Row, where: str = "row") -> Row:
-    """The row whose answer is that with its chain of thought, the text in its column ``cot``.
-
-    Raises:
-        Failure: there is none.
-    """
-    said = row.get("cot")
-    if not isinstance(said, str) or not said:
-        raise Failure(
-            f"{where}: expected a text in 'cot', the answer with its chain of thought, got "
-            f"columns {sorted(row)}; write it there, or make it from others by data.columns"
-        )
-    if "messages" not in row:
-        return {**row, "completion": said}
-    answer(row["messages"], where)
-    *asked, last = row["messages"]
-    return {"messages": [*asked, {**last, "content": said}]}
-
-
 def _said(turn: Row, where: str) -> str:
     content = turn.get("content")
     if turn.get("tool_calls") and not content:

@@ -46,7 +46,7 @@ def check_texts(method: Method, batch: Batch) -> None:
     if lacks := sorted(method.needs.texts - set(batch)):
         raise Failure(
             f"{type(method).__name__} learns from {', '.join(lacks)} of each row, beside its "
-            "answer, and these have none: give it as Example.cot, or rows with that column"
+            "answer, and these have none: give it in Example.others, or rows with that column"
         )
 
 

@@ -31,5 +31,9 @@ class Job:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)
     """Which data were read and which rows left out."""
+    earlier: Mapping[str, float] = field(default_factory=dict)
+    """What trainings that came before took, of a pipeline: counted with this one's."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of models that are shipped with the student, by name."""
     stages: Mapping[str, Path] = field(default_factory=dict)
     """Folders of the students that this one came by (cut, healed), by their row in tables."""

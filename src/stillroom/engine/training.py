@@ -331,7 +331,7 @@ class _Training:
         info = {
             "steps": self.run.step,
             "selected_step": self.best["step"] if self.best else self.run.step,
-            **self.spent,
+            **{name: took + self.job.earlier.get(name, 0) for name, took in self.spent.items()},
             "tokens": self.run.tokens,
             "notes": self.run.notes,
             "data": dict(self.job.ledger),
@@ -340,6 +340,8 @@ class _Training:
         }
         if self.processes.main:
             _export(self.job, student, self.record.folder / "student")
+            for name, place in self.job.beside.items():
+                shutil.copytree(place, self.record.folder / "beside" / name, dirs_exist_ok=True)
         self.record.json("result.json", info)
         self.processes.wait()
         return Result(self.record.folder, student, self.start, test, info)
@@ -347,7 +349,8 @@ class _Training:
 
 def _identity(ledger: Mapping[str, Any]) -> dict[str, Any]:
     """What tells these data from others; how their answers were collected does not."""
-    return {name: told for name, told in ledger.items() if name != "collected"}
+    how = ("collected", "pipeline")
+    return {name: told for name, told in ledger.items() if name not in how}
 
 
 def _export(job: Job, student: Any, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +39,10 @@ class View:
     answer: str | None = None
     judge: Any = None
     database: Path | None = None
+    verify: Any = None
+    """How final answers are checked (``traces.verifying.Verify``)."""
+    written: Callable[[Any, Sequence[str]], list[str]] | None = None
+    """How the system answers, where it is more than the student alone (``core.Lesson``)."""
     _answers: list[list[int]] | None = None
 
     @property
@@ -67,8 +71,15 @@ class View:
             raise Failure("eval.metrics: texts are compared, and these data are no text")
         data: Any = self.data
         told = [example.answer for example in data.examples for _ in range(self.copies)]
+        if self.written is not None:
+            return list(zip(self.said([e.prompt for e in data.examples]), told, strict=True))
         pairs = zip(self.answers(), told, strict=True)
         return [(self.renderer.decode(own), answer) for own, answer in pairs]
+
+    def said(self, prompts: Sequence[str]) -> list[str]:
+        """What the system writes, ``copies`` answers to each prompt."""
+        assert self.written is not None
+        return self.written(self.student, [p for p in prompts for _ in range(self.copies)])
 
     def answered(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches of the split beside those of the student's answers to the same prompts.
@@ -100,6 +111,10 @@ class Suite:
         self.evaluators = {name: _evaluator(name) for name in metrics}
         self.splits, self._view = splits, view
         self.renderer: Renderer | None = view.get("renderer")
+
+    def by(self, written: Callable[[Any, Sequence[str]], list[str]] | None) -> Suite:
+        """The same of a system whose answers are ``written`` in another way."""
+        return Suite(list(self.evaluators), self.splits, **{**self._view, "written": written})
 
     def view(self, players: Mapping[str, nn.Module], split: str) -> View:
         """What evaluators read; ``copies`` of each answer are for the test split alone."""
@@ -138,6 +153,10 @@ class Suite:
         view = self.view(players, split)
         data: Any = view.data
         examples = data.examples[:count]
+        if view.written is not None:
+            said = view.written(view.student, [e.prompt for e in examples])
+            pairs = zip(examples, said, strict=True)
+            return [{"prompt": e.prompt, "reference": e.answer, "student": s} for e, s in pairs]
         answers = sample(
             view.student,
             [e.prompt_ids for e in examples],

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.catalogue import name_of
-from stillroom.config.build import build
+from stillroom.config.build import Parts, build
 from stillroom.config.recipe import Recipe
-from stillroom.config.texts import gathered
+from stillroom.config.texts import gathered, questions_of
 from stillroom.engine.loop import NotFinite
 from stillroom.engine.record import Record
 from stillroom.engine.training import train
@@ -33,27 +33,27 @@ def kept(recipe: Recipe, again: int) -> tuple[Run, bool]:
 
     def make(folder: Path) -> None:
         made.append(folder)
-        run_in(folder, recipe)
+        run_in(folder, recipe, again)
 
     told = {k: v for k, v in recipe.resolved().items() if k not in NOT_INPUTS}
-    files = gathered(recipe, None).files
-    code = code_of(type(recipe.method))
+    texts = questions_of(recipe, None) if recipe.pipeline else gathered(recipe, None)
+    files, code = texts.files, code_of(*recipe.classes)
     place = stage("claim", make, code=code, resume=True, recipe=told, files=files, again=again)
     return read_run(place), bool(made)
 
 
-def run_in(folder: Path, recipe: Recipe) -> None:
+def run_in(folder: Path, recipe: Recipe, again: int = 0) -> None:
     """Runs a recipe in a folder, or takes it up there; leaves the numbers, not the student.
 
     One that diverges leaves ``failed.json``: that is a result too, and the same the next time.
     """
-    told = dataclasses.replace(recipe, name=name_of(type(recipe.method)), about="")
+    told = dataclasses.replace(recipe, name=name_of(type(recipe.system)), about="")
     if not (folder / "result.json").is_file():
         try:
-            train(build(told), folder)
+            train(build(told, Parts(again=again)), folder)
         except NotFinite as error:
             Record(folder).json("failed.json", str(error))
-    for name in ("checkpoints", "student"):
+    for name in ("checkpoints", "student", "beside"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

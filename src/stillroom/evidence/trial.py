@@ -78,7 +78,7 @@ class Trial:
             "difference": {**asdict(found), "by_seed": differences},
             "arms": {arm: self._told(arm, tried[arm], runs[arm]) for arm in claim.compare},
             "environment": {k: v for k, v in environment().items() if k != "platform"},
-            "code": {arm: code_of(type(case.arms[arm].method)) for arm in claim.compare},
+            "code": {arm: code_of(*case.arms[arm].classes) for arm in claim.compare},
         }
 
     def _order(self) -> Sequence[str]:

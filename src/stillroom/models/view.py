@@ -37,8 +37,8 @@ def fit(
     special = (i for i in renderer.tokenizer.all_special_ids if i < vocabulary)
     found = {*renderer.stop_ids, *special}
     for example in itertools.chain.from_iterable(texts.examples for texts in data):
-        second = example.cot.completion_ids if example.cot else ()
-        found.update(example.prompt_ids, example.completion_ids, second)
+        further = (one.completion_ids for one in example.others.values())
+        found.update(example.prompt_ids, example.completion_ids, *further)
     others = (i for i in range(vocabulary) if i not in found)
     fill = itertools.islice(others, max(0, size - len(found)))
     ids = torch.tensor(sorted([*found, *fill]))

@@ -18,7 +18,10 @@ from filelock import FileLock
 from stillroom.core import Failure
 from stillroom.models.sources import cache_folder
 
-ROOMS = ("core", "data", "engine", "evaluation", "losses", "models", "nets", "rollouts", "teachers")
+ROOMS = (
+    *("core", "data", "engine", "evaluation", "losses", "models", "nets", "rollouts", "teachers"),
+    "traces",
+)
 """Those that what a stage computes goes through."""
 
 
@@ -66,6 +69,7 @@ def code_of(*methods: type) -> str:
     root = Path(__file__).parent.parent
     files = [file for room in ROOMS for file in sorted((root / room).glob("*.py"))]
     files += [root / "schedules.py", *sorted((root / "methods").glob("_*.py"))]
+    files += sorted((root / "templates").glob("*.jinja"))
     for method in methods:
         if (own := inspect.getsourcefile(method)) is None:
             raise Failure(f"{method.__name__}: its source cannot be read, so no run can be kept")

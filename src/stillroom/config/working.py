@@ -1,0 +1,285 @@
+"""What a pipeline works with: a teacher asked, lessons taught, answers written, all kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from stillroom.config.asking import Answering
+from stillroom.config.recipe import Recipe
+from stillroom.config.specs import Network, TeacherSpec
+from stillroom.config.values import checked, plain, within
+from stillroom.core import Failure, Lesson, Pipeline
+from stillroom.data.rows import Row
+from stillroom.data.text import Renderer
+from stillroom.data.turns import answer, question
+from stillroom.engine.job import Job
+from stillroom.engine.parallel import Processes
+from stillroom.engine.settings import Eval
+from stillroom.engine.training import train
+from stillroom.models import text
+from stillroom.models.sources import fingerprint, resolved
+from stillroom.pipelines._stages import code_of, stage
+from stillroom.rollouts.sampling import Sampling, sample
+from stillroom.store.requests import digest
+from stillroom.traces.verifying import verified
+
+Build = Callable[..., Job]
+LATER = {"model": None, "lm": None, "trained": None, "cut": None, "heal": None}
+"""Ways to come by a student, none of which is gone again once a lesson made one."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the trainings before the last one took."""
+
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+
+
+class Work:
+    """Implements ``core.Work`` for one recipe.
+
+    Args:
+        recipe: with a pipeline.
+        rows: questions by split; the test split is not looked at.
+        world: that they are of.
+        build: makes a job of a recipe and of the rows of its training split.
+        again: how many times all was made anew before; 0 takes what is kept.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Mapping[str, Sequence[tuple[str, Row]]],
+        world: Any,
+        build: Build,
+        again: int = 0,
+    ) -> None:
+        assert recipe.pipeline is not None
+        if recipe.train.steps is None:
+            raise Failure("train.steps: a pipeline parts them over its lessons; give their number")
+        self.recipe, self.build, self.again = recipe, build, again
+        self.pipeline: Pipeline = recipe.pipeline
+        self.rows, self.validation = (
+            [_question(row, f"{split}/{i}", where) for i, (where, row) in enumerate(rows[split])]
+            if split in rows
+            else []
+            for split in ("train", "validation")
+        )
+        self.steps, self.batch, self.seed = recipe.train.steps, recipe.train.batch, recipe.run.seed
+        self.ledger: list[dict[str, Any]] = []
+        self.spent = Spent()
+        self.tokenizer: Any = None
+        """The student's, once the last lesson is known."""
+        self._loaded: dict[Path, tuple[Any, Any]] = {}
+        self.answering = Answering(recipe, world, self.ledger)
+
+    def ask(
+        self, what: str, rows: Sequence[Row], *, n: int = 1, temperature: float | None = None
+    ) -> list[Row]:
+        return self.answering.ask(what, rows, n=n, temperature=temperature)
+
+    def verified(self, rows: Sequence[Row]) -> list[Row]:
+        if self.recipe.verify is None:
+            raise Failure("verify: say how an answer is checked, such as {kind: numeric}")
+        found = verified(rows, self.recipe.verify)
+        whose = {row["provenance"].get("asked", {}).get("teacher", "data") for row in found}
+        right = sum(bool(row["provenance"]["verified"]["right"]) for row in found)
+        self.tell(f"verified, of {' and '.join(sorted(whose))}", answers=len(found), right=right)
+        return found
+
+    def right(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in self.verified(rows) if row["provenance"]["verified"]["right"]]
+
+    def tell(self, what: str, **numbers: float) -> None:
+        self.ledger.append({"what": what, **numbers})
+
+    def plan(self) -> dict[str, Any]:
+        """What is known before anything is asked."""
+        most = self.pipeline.questions(self)
+        return {"pipeline": [{"what": "questions to the teacher, at most", "questions": most}]}
+
+    def examples(self) -> list[Row]:
+        """Rows of the form that lessons have, whatever they will say."""
+        return [{**r, "completion": r.get("completion") or r.get("gold") or "?"} for r in self.rows]
+
+    def reply(self, model: Any, prompts: Sequence[str]) -> list[str]:
+        """What a model (a folder, or one in memory) writes to plain prompts; nothing is kept."""
+        if isinstance(model, Path):
+            if model not in self._loaded:
+                self._loaded[model] = text.load(str(model)), AutoTokenizer.from_pretrained(model)
+            model, tokenizer = self._loaded[model]
+        else:
+            tokenizer = self.tokenizer
+        rows = [{"prompt": prompt} for prompt in prompts]
+        answers = _written(model, tokenizer, rows, 1, self.recipe.sampling, self.seed)
+        return [said for (said,) in answers]
+
+    def teach(self, lesson: Lesson) -> Path:
+        own = self.lesson(lesson)
+        job = self.build(own, lesson.rows)
+
+        def make(folder: Path) -> None:
+            if Processes().world > 1:  # they would wait for each other, and for the stage's lock
+                raise Failure(
+                    f"pipeline: one process trains {lesson.name!r}: start the recipe without a "
+                    "launcher"
+                )
+            train(job, folder)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            write_lesson(folder, lesson.rows)
+
+        place = stage(
+            "lesson", make, code=code_of(type(own.method)), resume=True, **self._key(own, lesson)
+        )
+        told = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        own_steps = 0 if lesson.network else told["steps"]
+        self.spent = Spent(
+            self.spent.cpu_seconds + told["cpu_seconds"],
+            self.spent.seconds + told["seconds"],
+            self.spent.steps + own_steps,
+        )
+        self._told(lesson, told)
+        return place / "student"
+
+    def lesson(self, lesson: Lesson) -> Recipe:
+        """The recipe of one training alone."""
+        told, network = self.recipe, self.recipe.student
+        if lesson.network is not None:
+            network = checked(Network, dict(lesson.network), f"{lesson.name}: network")
+        if lesson.start is not None:
+            lora = network.lora and replace(network.lora, adapter=str(lesson.start))
+            begun = {} if lora else {**LATER, "model": str(lesson.start)}
+            network = replace(network, lora=lora, **begun)
+        teacher = TeacherSpec(recorded=True)
+        if lesson.teacher is not None:
+            teacher = TeacherSpec(model=str(lesson.teacher))
+        steps = {**plain(told.train), "steps": lesson.steps}
+        return replace(
+            told,
+            name=lesson.name,
+            method=lesson.method or told.method,
+            pipeline=None,
+            student=network,
+            teacher=teacher,
+            teachers={},
+            train=checked(type(told.train), steps, "train"),
+            eval=Eval(every=None, samples=0),
+            arms={},
+        )
+
+    def _key(self, own: Recipe, lesson: Lesson) -> dict[str, Any]:
+        told, start = own.resolved(), own.student
+        models = [start.model, start.cut.from_ if start.cut else None]
+        names = ("method", "train", "run", "sampling")
+        return {
+            "rows": digest([_learned(row) for row in lesson.rows]),
+            "student": {**told["student"], "model": None} if lesson.start else told["student"],
+            "models": [fingerprint(resolved(m)) for m in models if m is not None],
+            "teacher": lesson.teacher and fingerprint(str(lesson.teacher)),
+            "data": {k: v for k, v in told["data"].items() if k != "rows"},
+            "again": self.again,
+            **{name: told[name] for name in names},
+        }
+
+    def _told(self, lesson: Lesson, told: Mapping[str, Any]) -> None:
+        numbers = {"rows": len(lesson.rows), "steps": told["steps"]}
+        cost = {"tokens": sum(told["tokens"].values()), "cpu_seconds": told["cpu_seconds"]}
+        self.tell(f"taught {lesson.name}", **numbers, **cost)
+
+    def write(
+        self,
+        student: Path,
+        rows: Sequence[Row],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+    ) -> list[Row]:
+        how = replace(self.recipe.sampling, temperature=temperature)
+        key = {"rows": digest([_asked(row) for row in rows]), "n": n, "sampling": plain(how)}
+        key |= {"student": fingerprint(str(student)), "seed": self.seed, "again": self.again}
+
+        def make(folder: Path) -> None:
+            model, tokenizer = text.load(str(student)), AutoTokenizer.from_pretrained(student)
+            told = _written(model, tokenizer, rows, n, how, self.seed)
+            said = json.dumps(told, ensure_ascii=False)
+            (folder / "answers.json").write_text(said, encoding="utf-8")
+
+        place = stage("written", make, code=code_of(), **key)
+        answers = json.loads((place / "answers.json").read_text(encoding="utf-8"))
+        by = {"teacher": "student", "temperature": temperature}
+        return [
+            {**row, "completion": said, "provenance": _asked_of(row, {**by, "copy": copy})}
+            for row, copies in zip(rows, answers, strict=True)
+            for copy, said in enumerate(copies)
+            if said
+        ]
+
+
+def _written(
+    model: Any, tokenizer: Any, rows: Sequence[Row], n: int, how: Sampling, seed: int
+) -> list[list[str]]:
+    renderer = Renderer(tokenizer, model.stop_ids)
+    prompts = [renderer.asked(row)[1] for row in rows]
+    answers = sample(model, prompts, torch.arange(len(rows)), n, seed=seed, sampling=how)
+    said = [renderer.decode(ids) for ids in answers]
+    return [said[i : i + n] for i in range(0, len(said), n)]
+
+
+def _question(row: Row, id: str, where: str) -> Row:
+    """A row with an id; what answers its messages stands apart from them."""
+    asked = question(row, where)
+    if isinstance(asked, str):
+        return {"id": id, **row}
+    told = {"id": id, **row, "messages": asked}
+    if len(asked) == len(row["messages"]):
+        return told
+    return {**told, "completion": answer(row["messages"], where)}
+
+
+def _asked_of(row: Row, asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row.get("provenance", {}), "asked": dict(asked)}
+
+
+def _asked(row: Row) -> list[Any]:
+    return [row.get("prompt"), row.get("messages")]
+
+
+def _learned(row: Row) -> dict[str, Any]:
+    """What of a row a training depends on, at most."""
+    return {k: v for k, v in row.items() if k not in ("provenance", "id")}
+
+
+def write_lesson(folder: Path, rows: Sequence[Row]) -> None:
+    """The rows that were learned, beside the run that learned them."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def last_lesson(work: Work) -> Lesson:
+    """Runs a pipeline up to its last lesson, whose rows must be some.
+
+    Raises:
+        Failure: as the pipeline; nothing is left to learn from, or it spent more steps than the
+            recipe gives.
+    """
+    name = type(work.pipeline).__name__
+    with within("pipeline"):
+        lesson = work.pipeline.run(work)
+        if not lesson.rows:
+            raise Failure(f"{name}: no row is left to learn from: {json.dumps(work.ledger)[:2000]}")
+        if work.spent.steps + lesson.steps > work.steps:
+            raise Failure(
+                f"{name}: train.steps gives {work.steps} and {work.spent.steps + lesson.steps} "
+                "were taken"
+            )
+    return lesson

@@ -1,0 +1,1 @@
+"""A teacher's answers: checked, judged, filtered, paired and mixed, each with its provenance."""

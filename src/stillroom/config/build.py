@@ -206,7 +206,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         copies=recipe.eval.copies,
         answer=recipe.eval.answer,
         database=_database(recipe),
-        verify=recipe.verify,
+        verify=recipe.verifier,
         judge=_judge(recipe, student, splits, renderer),
     )
     _check_numbers(recipe, suite)

@@ -68,6 +68,14 @@ class Recipe:
         """Those whose source decides what a run gives."""
         return tuple(type(one) for one in (self.method, self.pipeline) if one is not None)
 
+    @property
+    def verifier(self) -> Verify | None:
+        """``verify``, its database found."""
+        if self.verify is None or self.verify.database is None:
+            return self.verify
+        place = find_data(self.verify.database, self.folder, "verify.database")
+        return replace(self.verify, database=str(place))
+
     def resolved(self) -> dict[str, Any]:
         """Everything with its defaults, as plain values."""
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}

@@ -89,9 +89,9 @@ class Work:
         return self.answering.ask(what, rows, n=n, temperature=temperature)
 
     def verified(self, rows: Sequence[Row]) -> list[Row]:
-        if self.recipe.verify is None:
+        if (verify := self.recipe.verifier) is None:
             raise Failure("verify: say how an answer is checked, such as {kind: numeric}")
-        found = verified(rows, self.recipe.verify)
+        found = verified(rows, verify, places=[str(row["id"]) for row in rows])
         whose = {row["provenance"].get("asked", {}).get("teacher", "data") for row in found}
         right = sum(bool(row["provenance"]["verified"]["right"]) for row in found)
         self.tell(f"verified, of {' and '.join(sorted(whose))}", answers=len(found), right=right)

@@ -121,6 +121,7 @@ class Run(Protocol):
         *,
         guide: Any = None,
         by: str = "teacher",
+        player: str = "student",
         **sampling: Any,
     ) -> Batch: ...
     def ask(self, player: str, batch: Batch) -> Any: ...

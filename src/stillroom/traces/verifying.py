@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from stillroom.data.matching import plain
 from stillroom.data.rows import Row
-from stillroom.data.sql import Bounds, QueryError, is_ordered, same_result, select
-from stillroom.data.turns import answer as last_answer
 from stillroom.failures import Failure
-from stillroom.traces.answers import LETTERS, Extract, Way, choices
-from stillroom.traces.numbers import close, value
-from stillroom.traces.sandbox import Limits, run_python
+from stillroom.traces import comparing
+from stillroom.traces.answers import Extract, Way
+from stillroom.traces.comparing import Check
+from stillroom.traces.sandbox import Limits
+from stillroom.traces.texts import text_of
 
 Kind = Literal["exact", "numeric", "choice", "pattern", "sql", "python"]
-NO_ANSWER, RIGHT, OTHER = "no answer", "right", "another answer"
 _WAYS: dict[Kind, Way] = {
     "exact": "rest",
     "numeric": "number",
@@ -37,7 +35,8 @@ class Verdict:
     Args:
         right: None where nobody can tell, as of a gold query that does not run itself.
         answer: what was found in the text, as it is written there; None if nothing was.
-        why: ``right``, ``another answer``, ``no answer``, or what went wrong.
+        why: ``right``, ``another answer``, ``no answer``, or what went wrong: one word or a few,
+            and behind a colon more.
     """
 
     right: bool | None
@@ -66,7 +65,7 @@ class Verify:
             choice, the last block of code, or for ``exact`` and ``pattern`` the rest.
         after: phrases behind which the answer stands, such as ``the answer is``.
         marked: whether a text without one of them has no answer.
-        answer: the regular expression of ``way: pattern``.
+        pattern: the regular expression of ``way: pattern``.
         options: texts of the choices, in order of their letters.
         letters: whether choices have letters.
         column: where a row has its gold answer.
@@ -86,7 +85,7 @@ class Verify:
     way: Way | None = None
     after: list[str] | None = None
     marked: bool = False
-    answer: str | None = None
+    pattern: str | None = None
     options: list[str] | None = None
     letters: bool = True
     column: str = "gold"
@@ -113,7 +112,7 @@ class Verify:
             way=self.way or _WAYS[self.kind],
             after=self.after or (),
             marked=self.marked,
-            pattern=self.answer,
+            pattern=self.pattern,
             options=self.options or (),
             letters=self.letters,
             seconds=self.seconds,
@@ -131,11 +130,40 @@ class Verify:
                 missing or not permitted (``kind: python``); there is no such database.
         """
         gold = self._tests(row, where) if self.kind == "python" else self._gold(row, where)
-        check, told = _CHECKS[self.kind], self._read(gold, where)
+        if (check := self._check(gold)) is None:
+            raise Failure(
+                f"{where}: the gold answer {gold!r:.100} in {self.column!r} is none of kind "
+                f"{self.kind!r}: mend the row, or choose another kind"
+            )
         if (found := self.extract(text)) is None:
-            return Verdict(False, None, NO_ANSWER)
-        right, why = check(self, found, told)
+            return Verdict(False, None, "no answer")
+        right, why = check(found)
         return Verdict(right, found, why)
+
+    def _check(self, gold: str) -> Check | None:
+        match self.kind:
+            case "exact":
+                return comparing.exact(gold)
+            case "numeric":
+                near = {"relative": self.relative, "absolute": self.absolute}
+                return comparing.numeric(gold, percent=self.percent, **near)
+            case "choice":
+                return comparing.choice(gold, self.options or (), letters=self.letters)
+            case "pattern":
+                return comparing.pattern(gold, self.seconds)
+            case "sql":
+                return comparing.sql(gold, Path(self.database or ""), self.seconds)
+            case "python":
+                return comparing.python(gold, self._limits())
+
+    def _limits(self) -> Limits:
+        return Limits(
+            seconds=self.seconds,
+            memory_mb=self.memory_mb,
+            disk_mb=self.disk_mb,
+            output_kb=self.output_kb,
+            processes=self.processes,
+        )
 
     def _gold(self, row: Row, where: str) -> str:
         gold = row.get(self.column)
@@ -150,7 +178,9 @@ class Verify:
 
     def _tests(self, row: Row, where: str) -> str:
         tests = row.get(self.tests)
-        told = "\n".join(tests) if _texts(tests) else tests
+        told = tests
+        if isinstance(tests, list) and all(isinstance(test, str) for test in tests):
+            told = "\n".join(tests)
         if not isinstance(told, str) or not told.strip():
             raise Failure(
                 f"{where}: expected unit tests, a text or a list of texts, in {self.tests!r}, got "
@@ -159,38 +189,11 @@ class Verify:
             )
         return told
 
-    def _read(self, gold: str, where: str) -> Any:
-        """The gold answer as this kind compares it."""
-        reads: dict[str, Callable[[str], Any]] = {
-            "exact": plain,
-            "numeric": lambda told: value(told, percent=self.percent),
-            "choice": self._choice,
-            "pattern": _compiled,
-        }
-        told = reads.get(self.kind, str)(gold)
-        if told is None:
-            raise Failure(
-                f"{where}: the gold answer {gold!r:.100} in {self.column!r} is none of kind "
-                f"{self.kind!r}: mend the row, or choose another kind"
-            )
-        return told
-
-    def _choice(self, told: str) -> int | None:
-        options = self.options or []
-        folded = [plain(option) for option in options]
-        if plain(told) in folded:
-            return folded.index(plain(told))
-        hits = choices(told, options, letters=self.letters)
-        if not hits:
-            return None
-        hit = hits[0]
-        return options.index(hit) if hit in options else LETTERS.index(hit)
-
 
 def verified(
     rows: Sequence[Row],
     verify: Verify,
-    text: str | None = None,
+    text: str = "completion",
     places: Iterable[str] | None = None,
 ) -> list[Row]:
     """Rows with ``verified`` in their provenance: ``{right, answer, why}``.
@@ -198,7 +201,7 @@ def verified(
     Args:
         rows: with gold answers or tests, and texts.
         verify: how.
-        text: the column of the text; None: ``completion``, or the last turn of ``messages``.
+        text: the column of the text; ``completion`` may be the last turn of ``messages``.
         places: of the rows, for messages.
 
     Raises:
@@ -210,100 +213,8 @@ def verified(
             **row,
             "provenance": {
                 **(row.get("provenance") or {}),
-                "verified": vars(verify.verdict(row, said(row, text, where), where)),
+                "verified": vars(verify.verdict(row, text_of(row, text, where), where)),
             },
         }
         for row, where in zip(rows, told, strict=True)
     ]
-
-
-def said(row: Row, column: str | None = None, where: str = "row") -> str:
-    """The text of a row's answer.
-
-    Raises:
-        Failure: there is none.
-    """
-    if column is None and "completion" not in row and "messages" in row:
-        return last_answer(row["messages"], where)
-    told = row.get(column or "completion")
-    if not isinstance(told, str):
-        raise Failure(
-            f"{where}: expected a text in {column or 'completion'!r}, got {told!r:.100} of columns "
-            f"{sorted(row)}"
-        )
-    return told
-
-
-def _texts(told: Any) -> bool:
-    return isinstance(told, list) and all(isinstance(part, str) for part in told)
-
-
-def _compiled(pattern: str) -> Any:
-    import regex
-
-    try:
-        return regex.compile(pattern)
-    except regex.error:
-        return None
-
-
-def _equal(right: bool) -> tuple[bool, str]:
-    return right, RIGHT if right else OTHER
-
-
-def _exact(verify: Verify, found: str, gold: str) -> tuple[bool | None, str]:
-    return _equal(plain(found) == gold)
-
-
-def _numeric(verify: Verify, found: str, gold: Any) -> tuple[bool | None, str]:
-    told = value(found, percent=verify.percent)
-    if told is None:
-        return False, "no number"
-    return _equal(close(told, gold, verify.relative, verify.absolute))
-
-
-def _chosen(verify: Verify, found: str, gold: int) -> tuple[bool | None, str]:
-    told = verify._choice(found)
-    return (False, "no choice") if told is None else _equal(told == gold)
-
-
-def _pattern(verify: Verify, found: str, gold: Any) -> tuple[bool | None, str]:
-    try:
-        return _equal(gold.fullmatch(found, timeout=verify.seconds) is not None)
-    except TimeoutError:
-        return None, f"the gold pattern took more than {verify.seconds:g} s"
-
-
-def _sql(verify: Verify, found: str, gold: str) -> tuple[bool | None, str]:
-    database, bounds = Path(verify.database or ""), Bounds(seconds=verify.seconds)
-    try:
-        wanted = select(database, gold, bounds)
-    except QueryError as error:
-        return None, f"the gold query does not run: {error}"
-    try:
-        told = select(database, found, bounds)
-    except QueryError as error:
-        return False, f"does not run: {error}"
-    return _equal(same_result(told, wanted, ordered=is_ordered(gold)))
-
-
-def _python(verify: Verify, found: str, tests: str) -> tuple[bool | None, str]:
-    limits = Limits(
-        seconds=verify.seconds,
-        memory_mb=verify.memory_mb,
-        disk_mb=verify.disk_mb,
-        output_kb=verify.output_kb,
-        processes=verify.processes,
-    )
-    ran = run_python(found, tests, limits)
-    return ran.passed, RIGHT if ran.passed else ran.why
-
-
-_CHECKS: dict[Kind, Callable[[Verify, str, Any], tuple[bool | None, str]]] = {
-    "exact": _exact,
-    "numeric": _numeric,
-    "choice": _chosen,
-    "pattern": _pattern,
-    "sql": _sql,
-    "python": _python,
-}

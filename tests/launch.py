@@ -22,6 +22,8 @@ from stillroom.cli import main
 from stillroom.data.marked_orders import EOS, PAD, VOCABULARY, MarkedOrders
 from stillroom.engine.training import train
 from stillroom.methods.delta_kd import DeltaKD
+from stillroom.methods.plad import PLaD
+from stillroom.methods.preference import Preference
 from stillroom.models.text import build
 
 WORLD = {"name": "marked_orders", "prompts": 64}
@@ -119,6 +121,18 @@ def delta_kd(out: Path, *, steps: int, every: int, double: bool = False) -> Any:
     method = DeltaKD(strength=0.8, top_k=4, label_weight=0.25)
     world = worlds.World(kind="text", exact=double)
     return train(worlds.job(method, world, steps=steps, every=every), out)
+
+
+def preference(out: Path, *, steps: int, every: int, double: bool = False) -> Any:
+    world = worlds.World(kind="text", exact=double)
+    method = Preference(smoothing=0.1, anchor=0.5)
+    return train(worlds.job(method, world, steps=steps, every=every), out)
+
+
+def plad(out: Path, *, steps: int, every: int, double: bool = False) -> Any:
+    world = worlds.World(kind="text", exact=double)
+    method = PLaD(warmup=0.34, version="margin", beta=3.0)
+    return train(worlds.job(method, world, steps=steps, every=every, lr=0.02), out)
 
 
 def _scored(

@@ -29,6 +29,8 @@ from stillroom.methods.gkd import GKD
 from stillroom.methods.kd import KD
 from stillroom.methods.kid import KID
 from stillroom.methods.minillm import MiniLLM
+from stillroom.methods.plad import PLaD
+from stillroom.methods.preference import Preference
 from stillroom.methods.rskd import RSKD
 from stillroom.methods.self_evolution_kd import SelfEvolutionKD
 from stillroom.methods.seqkd import SeqKD
@@ -71,6 +73,14 @@ METHODS: dict[str, Method] = {
     "delta_kd": DeltaKD(label_weight=0.25, top_k=4),
     "delta_kd, difference": DeltaKD(form="difference", clamp=0.5),
     "skd": SKD(top_k=3, sample_temperature=1.0, sample_top_p=1.0),
+    "plad": PLaD(warmup=0.0),
+    "plad, margin": PLaD(warmup=0.0, version="margin", mean=False, refresh=2, beta=5.0),
+    "preference": Preference(smoothing=0.1, anchor=0.5),
+    "preference, redi": Preference(shape="linear", reference=False, mean=True, beta=1.0),
+    "preference, hinge": Preference(
+        shape="hinge", reference=False, beta=1.0, margin=1.0, anchor=0.3, anchor_over="answers"
+    ),
+    "preference, ipo": Preference(shape="squared", beta=0.2),
     "two populations": TwoPopulations(),
 }
 SAMPLING = [name for name, method in METHODS.items() if method.needs.rollouts and name != "dpkd"]

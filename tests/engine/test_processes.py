@@ -17,7 +17,8 @@ STEPS |= {"skd": 6}
 STEPS |= {"distillm": 16}
 STEPS |= {"self_evolution_kd": 6, "delta_kd": 6}
 STEPS |= {"dpkd": 6, "ammd": 6}
-SAMPLING = {"ammd", "distillm", "dpkd", "gkd", "gad", "gad_pooled", "minillm", "skd"}
+STEPS |= {"preference": 6, "plad": 6}
+SAMPLING = {"ammd", "distillm", "dpkd", "gkd", "gad", "gad_pooled", "minillm", "plad", "skd"}
 EXACT = 1e-10
 """Float64: sums in another order. Adam makes more of a gradient that is zero but for rounding."""
 

@@ -3,9 +3,10 @@
 import pytest
 
 from stillroom.core import Failure
+from stillroom.data.matching import found, plain
 from stillroom.data.text import Example, TextData
 from stillroom.engine.settings import Eval
-from stillroom.evaluation.exact_match import found, measure, plain, ready
+from stillroom.evaluation.exact_match import measure, ready
 from stillroom.evaluation.suite import Suite, View
 
 GSM = r"#### (.+)"

@@ -16,11 +16,17 @@ from stillroom.cli import (
     claiming,
     collecting,
     comparing,
+    decontaminating,
     diagnosing,
     evaluating,
     exporting,
+    filtering,
+    judging,
+    mixing,
+    pairing,
     showing,
     starting,
+    verifying,
 )
 from stillroom.cli.common import Changes, Json
 from stillroom.cli.common import quiet as _quiet
@@ -37,12 +43,18 @@ Tiny = Annotated[bool, typer.Option("--tiny", help="A few steps only, to see tha
 
 app.command("claim")(claiming.claim)
 app.command("collect")(collecting.collect)
-app.command("eval")(evaluating.eval_)
 app.command("compare")(comparing.compare)
+app.command("decontaminate")(decontaminating.decontaminate)
 app.command("diagnose")(diagnosing.diagnose)
+app.command("eval")(evaluating.eval_)
 app.command("export")(exporting.export)
+app.command("filter")(filtering.filter_)
 app.command("init")(starting.init)
+app.command("judge")(judging.judge)
+app.command("mix")(mixing.mix)
+app.command("pair")(pairing.pair)
 app.command("show")(showing.show)
+app.command("verify")(verifying.verify)
 
 
 @app.callback()

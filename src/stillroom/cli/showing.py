@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillroom.cli.common import Json, quiet
+from stillroom.cli.common import Json, quiet, tokenizer
 from stillroom.failures import Failure
 
 TOKENIZERS = "tokenizers"
@@ -73,7 +73,7 @@ def tokenizers(
     from stillroom.reports.tokenizers import plain, spoken, write_page
 
     rows = shaped(read_rows(data))[1]
-    pair = [_loaded(name) for name in names]
+    pair = [tokenizer(name) for name in names]
     told = coverage(names, pair, texts_of(rows))
     if mass:
         a, b = told.sides
@@ -84,17 +84,6 @@ def tokenizers(
         Console().print(*spoken(told), sep="\n")
     if out is not None:
         typer.echo(f"page: {write_page(told, data, out)}", err=as_json)
-
-
-def _loaded(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from stillroom.models.sources import resolved
-
-    try:
-        return AutoTokenizer.from_pretrained(resolved(name))
-    except (OSError, ValueError) as error:
-        raise Failure(f"{name!r} has no tokenizer that can be loaded: {error}") from error
 
 
 def _mass(name: str, pair: Sequence[Any], rows: Sequence[Any]) -> tuple[float, float]:

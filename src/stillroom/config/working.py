@@ -163,7 +163,8 @@ class Work:
         teacher = TeacherSpec(recorded=True)
         if lesson.teacher is not None:
             teacher = TeacherSpec(model=str(lesson.teacher))
-        steps = {**plain(told.train), "steps": lesson.steps}
+        train = {**plain(told.train), "steps": lesson.steps}
+        train["lr"] = _times(train["lr"], lesson.rate)
         return replace(
             told,
             name=lesson.name,
@@ -172,7 +173,7 @@ class Work:
             student=network,
             teacher=teacher,
             teachers={},
-            train=checked(type(told.train), steps, "train"),
+            train=checked(type(told.train), train, "train"),
             eval=Eval(every=None, samples=0),
             arms={},
         )
@@ -244,6 +245,17 @@ def _question(row: Row, id: str, where: str) -> Row:
     if len(asked) == len(row["messages"]):
         return told
     return {**told, "completion": answer(row["messages"], where)}
+
+
+def _times(rates: Any, factor: float) -> Any:
+    """Learning rates as a recipe tells them, multiplied."""
+    if isinstance(rates, list):
+        return [_times(rate, factor) for rate in rates]
+    if isinstance(rates, Mapping):
+        if "peak" in rates:
+            return {**rates, "peak": rates["peak"] * factor}
+        return {player: _times(rate, factor) for player, rate in rates.items()}
+    return rates * factor
 
 
 def _asked_of(row: Row, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Lesson:
         method: None is the recipe's.
         start: folder of a student that an earlier lesson made; None is the recipe's.
         network: another network than the recipe's student, as a recipe tells one.
+        rate: of the recipe's learning rates, which are multiplied by it.
         teacher: folder of a model that an earlier lesson made, whose scores are learned from; None
             where the rows are all there is.
         beside: further models that are shipped with the student, by name.
@@ -38,6 +39,7 @@ class Lesson:
     method: Method | None = None
     start: Path | None = None
     network: Mapping[str, Any] | None = None
+    rate: float = 1.0
     teacher: Path | None = None
     beside: Mapping[str, Path] = field(default_factory=dict)
     written: Callable[[Any, Sequence[str]], list[str]] | None = None
@@ -97,8 +99,10 @@ class Work(Protocol):
         ...
 
     def reply(self, model: Any, prompts: Sequence[str]) -> list[str]:
-        """What a model (a folder, or the student in memory) writes to plain prompts, by the
-        recipe's sampling; for ``Lesson.written``."""
+        """What a model (a folder, or the student in memory) writes to plain prompts.
+
+        By the recipe's sampling, and not kept: it is for ``Lesson.written``.
+        """
         ...
 
     def teach(self, lesson: Lesson) -> Path:

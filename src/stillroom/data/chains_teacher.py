@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stillroom.data.chains import MODULUS, Chains, worked
+from stillroom.data.chains_judged import ALIKE, JUDGED, RARER, alike, rarer, scored
+from stillroom.data.chains_refined import fuller, in_questions
 from stillroom.failures import Failure
 
 _QUESTION = re.compile(r"[0-9](?:[-+*][0-9])+=")
@@ -71,9 +73,27 @@ def jumping(told: str) -> str:
     return ";".join([*made, answer])
 
 
+def _refined(world: Chains, found: re.Match[str], draw: random.Random) -> str:
+    """The solution that is shown; told more fully where one as long is among the mistakes."""
+    if draw.random() < world.wrong:
+        return worked(found["question"], wrong=0, by=draw.randrange(1, MODULUS))
+    mistaken = re.findall(rf"Problem: ({_QUESTION.pattern})", found["mistakes"])
+    alike = len(found["question"]) in map(len, mistaken)
+    return fuller(found["solution"]) if alike else found["solution"]
+
+
+def _in_questions(world: Chains, found: re.Match[str], draw: random.Random) -> str:
+    return in_questions(rationale(world, found["question"], draw))
+
+
 Task = Callable[[Chains, re.Match[str], random.Random], str]
 QUESTION = rf"(?P<question>{_QUESTION.pattern})"
 TASKS: list[tuple[str, Task]] = [
+    (JUDGED.format(question=QUESTION), scored),
+    (ALIKE.format(question=QUESTION), alike),
+    (RARER.format(question=QUESTION), rarer),
+    (rf"^(?P<mistakes>.*)Question: {QUESTION}.*Solution: (?P<solution>\S+)\s+Rewrite", _refined),
+    (rf"sub-questions.*Question: {QUESTION}", _in_questions),
     (rf"Question: {QUESTION}.*The right answer is (?P<gold>\d)\.", _rationale),
     (rf"Question: {QUESTION}", _rationale),
     (rf"^{QUESTION}$", _rationale),

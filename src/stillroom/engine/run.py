@@ -140,6 +140,7 @@ class Run:
         *,
         guide: Rule | None = None,
         by: str = "teacher",
+        player: str = "student",
         **sampling: Any,
     ) -> Batch:
         """``n`` answers of the student to each prompt: ``B * n`` sequences, groups together.
@@ -147,6 +148,8 @@ class Run:
         ``ended`` [B * n] says which came to a stop id. ``sampling`` replaces the recipe's values.
         ``guide`` is a rule of ``rollouts.guided``, by which the teacher named ``by``, a language
         model in this process, has a say in each token; what the rule notes are row fields.
+        ``player`` is who writes: one that is not the student draws by the same numbers in each
+        step, so that a frozen one answers a question as it did before.
         """
         told = Sampling(**{**vars(self.sampling), **sampling})
         prompts = prompts_of(batch)
@@ -154,8 +157,9 @@ class Run:
         if self.train.sharding:
             longest = self.processes.most(longest)
         side = max(1, ROLLOUT_TOKENS // (longest * n))
-        seed = int(uniform(self.seed, self.step) * 2**53)
-        student: Any = self.players["student"]
+        at = (self.step,) if player == "student" else ()
+        seed = int(uniform(self.seed, *at) * 2**53)
+        student: Any = self.players[player]
         pair = None if guide is None else Guided(student, _guide(self.teachers[by], by), guide)
         answers: list[list[int]] = []
         notes: list[dict[str, Tensor]] = []

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from stillroom.core import Failure
 
-Shape = Literal["sigmoid", "squared", "hinge", "linear"]
+Shape = Literal["linear", "squared", "hinge", "sigmoid"]
 
 
 def answer_logp(logp: Tensor, owner: Tensor, counts: Tensor, size: int, *, mean: bool) -> Tensor:
@@ -53,14 +53,17 @@ def preference(
       labels that may be wrong); DPO, with a margin and mean log-probabilities SimPO;
     - ``squared``: ``(D - margin - 1 / (2 beta))^2``, IPO where the margin is 0;
     - ``hinge``: ``max(0, -z)``, calibration by ranks as in SLiC and PLaD;
-    - ``linear``: ``-z``, not bounded from below; REDI's, of ``alpha s(y_l)``.
+    - ``linear``: ``-z``, not bounded from below; REDI's where ``rejected`` is ``alpha s(y_l)``, so
+      that the rejected answer is pushed down less than the chosen one is pulled up.
 
     ``chosen`` and ``rejected`` [P] are scores: log-ratios ``log q(y) - log p(y)`` to a reference p,
     or plain ``log q(y)`` without one, as sums or means over tokens (``answer_logp``); beta means
     another thing for a mean than for a sum, by the length. Pairs may also be of tokens. ``margin``
     is one for all, or [P] -> [P].
 
-    Sources: DPO (arXiv 2305.18290), IPO (2310.12036), SimPO (2405.14734).
+    Sources: DPO (arXiv 2305.18290), IPO (2310.12036), SimPO (2405.14734), REDI (2505.24850).
+
+    Raises ``Failure`` where there is smoothing and the shape has none.
 
     By hand at beta .5, scores 3 and 1: ``D = 2``, ``log(1 + e^-1) = .3133``; squared ``(2 - 1)^2``
 

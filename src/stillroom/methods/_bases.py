@@ -1,16 +1,19 @@
-"""The shapes that most methods have: a formula on logits, on tokens, on features."""
+"""The shapes that most methods have: a formula on logits, on tokens, on features, on pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from stillroom.core import Batch, Method, Run, Signals, Teacher, Term
 from stillroom.losses.per_row import per_row
+from stillroom.losses.policy import nll
+from stillroom.losses.preference import answer_logp
 from stillroom.losses.sparse import draws, top_k
 from stillroom.models.taps import LAST
 
@@ -84,3 +87,51 @@ class FeatureMethod(Method):
 
     def layers(self) -> Mapping[str, Sequence[str]]:
         return {"student": [self.student_layer], "teacher": [self.teacher_layer]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMethod(Method):
+    """Compares two answers to one question: the chosen one should be likelier than the other.
+
+    Args:
+        mean: whether a score is the mean of an answer's log-probabilities over its tokens
+            (length-normalised), not their sum.
+        anchor: weight of the cross-entropy with the chosen answer; 0 leaves it out.
+        anchor_over: ``tokens``: its mean is over all tokens of the batch; ``answers``: within each
+            answer first, then over answers.
+    """
+
+    mean: bool = False
+    anchor: Annotated[float, Ge(0)] = 0.0
+    anchor_over: Literal["tokens", "answers"] = "tokens"
+
+    def said(self, speaker: Signals, batch: Batch) -> Tensor:
+        """[N] log-probability of each label."""
+        return -per_row(nll, speaker, None, batch.labels)
+
+    def scored(self, batch: Batch, logp: Tensor, *, mean: bool | None = None) -> Tensor:
+        """[B] scores of the last answers; tokens of earlier turns belong to the prompt."""
+        place = batch.positions.flatten()[batch.rows] + 1
+        counts = (batch.mask * (place >= batch.prompt[batch.owner])).to(logp)
+        mean = self.mean if mean is None else mean
+        return answer_logp(logp, batch.owner, counts, batch.size, mean=mean)
+
+    def anchored(self, batch: Batch, logp: Tensor) -> list[Term]:
+        """Cross-entropy with the chosen answer, times the example's ``weight``; none at 0."""
+        if not self.anchor:
+            return []
+        if self.anchor_over == "answers":
+            each = -self.scored(batch, logp, mean=True)
+            return [Term(weighted(each, batch), "examples", weight=self.anchor, name="text")]
+        return [Term(weighted(-logp, batch, batch.owner), weight=self.anchor, name="text")]
+
+
+def weighted(value: Tensor, batch: Batch, owner: Tensor | None = None) -> Tensor:
+    """Values times the ``weight`` of their example, where the data give one.
+
+    ``value`` [B], or [N] with ``owner`` [N], the example of each.
+    """
+    if "weight" not in batch:
+        return value
+    weight = batch.weight.to(value)
+    return value * (weight if owner is None else weight[owner])

@@ -52,7 +52,7 @@ class MentorKD(Pipeline):
     """
 
     paper = Paper(
-        "10.18653/v1/2024.emnlp-main.977", "Lee, Kim & Lee, 2024",
+        "2410.09037", "Lee, Kim & Lee, 2024",
         "Mentor-KD: Making Small Language Models Better Multi-step Reasoners",
     )  # fmt: skip
     needs = Needs(teacher={"text"}, fresh=True)
@@ -81,7 +81,7 @@ class MentorKD(Pipeline):
         folder, steps = self._taught(work, rows)
         if self.n:
             own = work.write(folder, work.rows, n=self.n, temperature=self.sample_temperature)
-            found = _new(work.right([row for row in own if row["completion"].strip()]), rows)
+            found = _new(work.right(own), rows)
             work.tell("rationales that are learned", teacher=len(rows), mentor=len(found))
             rows = [*rows, *found]
         if not self.soft_weight:

@@ -10,7 +10,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stillroom.data.chains_teacher import Program
 
 MODULUS = 10
+"""Where nothing else is told."""
 Row = dict[str, str]
 
 
@@ -39,8 +40,11 @@ class Chains:
         steps: operations of a question: the least, and the most.
         rarer: of the training questions each further step is so much rarer; 1 is not.
         operators: that occur.
-        written: completion of the training rows: the ``rationale``, the ``answer`` alone, or
-            ``nothing``, for a teacher to write.
+        modulus: numbers are below it, and results are taken by it.
+        written: completion of the training rows: the ``rationale``, the ``answer`` alone,
+            ``nothing``, for a teacher to write, or the ``form``: a rationale whose results are
+            drawn blindly, from which a student learns how one is written, and no arithmetic: what
+            pretraining is elsewhere.
         wrong: share of the teacher's rationales in which one step is wrong, and what follows from
             it.
         asserted: share of these that end with the right answer all the same, where the teacher was
@@ -55,7 +59,8 @@ class Chains:
     steps: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = (2, 4)
     rarer: Annotated[float, Ge(0.01), Le(1)] = 1.0
     operators: Annotated[str, MinLen(1)] = "+-*"
-    written: Literal["rationale", "answer", "nothing"] = "rationale"
+    modulus: Annotated[int, Ge(2), Le(10)] = MODULUS
+    written: Literal["rationale", "answer", "nothing", "form"] = "rationale"
     wrong: Annotated[float, Ge(0), Le(1)] = 0.0
     asserted: Annotated[float, Ge(0), Le(1)] = 0.0
     style: Literal["full", "jumps"] = "full"
@@ -73,7 +78,7 @@ class Chains:
 
     def _few(self) -> int:
         """Questions with the least number of steps."""
-        return MODULUS * (MODULUS * len(self.operators)) ** self.steps[0]
+        return self.modulus * (self.modulus * len(self.operators)) ** self.steps[0]
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A token a character of ASCII that can be printed, and one for the end of a line."""
@@ -114,10 +119,16 @@ class Chains:
         kept = [self.row(q, "rationale") for q in tests]
         return {"train": told, "validation": kept[: self.held], "test": kept[self.held :]}
 
+    def worked(self, question: str, **told: Any) -> str:
+        """The rationale of a question (``worked``)."""
+        return worked(question, modulus=self.modulus, **told)
+
     def row(self, question: str, written: str) -> Row:
         """A question with its bare answer, and with what is ``written`` of it."""
-        chain = worked(question)
+        chain = self.worked(question)
         texts = {"rationale": chain, "answer": chain.rsplit(";", 1)[-1]}
+        if written == "form":
+            texts["form"] = self.worked(question, blindly=random.Random(question))
         told = {"completion": texts[written]} if written in texts else {}
         return {"prompt": question, **told, "gold": texts["answer"]}
 
@@ -136,7 +147,7 @@ class Chains:
     ) -> str:
         for _ in range(10_000):
             signs = operators or draw.choices(self.operators, k=length)
-            digits = [str(draw.randrange(MODULUS)) for _ in range(length + 1)]
+            digits = [str(draw.randrange(self.modulus)) for _ in range(length + 1)]
             told = digits[0] + "".join(s + d for s, d in zip(signs, digits[1:], strict=True)) + "="
             if told not in seen and self.is_held(told) == held:
                 seen.add(told)
@@ -148,11 +159,18 @@ class Chains:
         return random.Random(f"{self.world_seed} {question}").random() < 0.1
 
 
-def worked(question: str, *, wrong: int | None = None, by: int = 1) -> str:
+def worked(
+    question: str,
+    *,
+    wrong: int | None = None,
+    by: int = 1,
+    modulus: int = MODULUS,
+    blindly: random.Random | None = None,
+) -> str:
     """The rationale of a question, a step an operation, and the answer at its end.
 
     ``wrong``: the place of a step whose result is off ``by`` so much; those after it go on from
-    there.
+    there. ``blindly`` draws each result.
 
     >>> worked("3+5*2-7=")
     '3+5=8;8*2=6;6-7=9;9'
@@ -162,7 +180,9 @@ def worked(question: str, *, wrong: int | None = None, by: int = 1) -> str:
     value, steps = int(question[0]), []
     for i, (sign, digit) in enumerate(zip(question[1:-1:2], question[2:-1:2], strict=True)):
         result = {"+": value + int(digit), "-": value - int(digit), "*": value * int(digit)}[sign]
-        result = (result + by * (i == wrong)) % MODULUS
+        result = (result + by * (i == wrong)) % modulus
+        if blindly is not None:
+            result = blindly.randrange(modulus)
         steps.append(f"{value}{sign}{digit}={result}")
         value = result
     return ";".join([*steps, str(value)])

@@ -9,7 +9,7 @@ import random
 import re
 from typing import TYPE_CHECKING
 
-from stillroom.data.chains import worked
+from stillroom.data.chains import MODULUS, worked
 
 if TYPE_CHECKING:
     from stillroom.data.chains import Chains
@@ -24,17 +24,19 @@ RARER = r"new task of the same domain with rarer content.*Given task:\s*{questio
 
 def scored(world: Chains, found: re.Match[str], draw: random.Random) -> str:
     """Scores of two answers: 10 where the last digit is the right one, else 1."""
-    first, second = (score(found["question"], found[name]) for name in ("first", "second"))
+    first, second = (
+        score(found["question"], found[name], world.modulus) for name in ("first", "second")
+    )
     return f"Held against the right answer.\nScores: {first}, {second}"
 
 
-def score(question: str, said: str) -> int:
+def score(question: str, said: str, modulus: int = MODULUS) -> int:
     """Of one answer, by its last digit.
 
     >>> score("3+5*2=", "3+5=8;8*2=6;6"), score("3+5*2=", "3+5=8;8*2=5;5"), score("3+5*2=", "")
     (10, 1, 1)
     """
-    return 10 if re.findall(r"\d", said)[-1:] == [worked(question)[-1]] else 1
+    return 10 if re.findall(r"\d", said)[-1:] == [worked(question, modulus=modulus)[-1]] else 1
 
 
 def alike(world: Chains, found: re.Match[str], draw: random.Random) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
-from stillroom.data.chains import worked
+from stillroom.data.chains import MODULUS, worked
 
 _LONG = re.compile(r"(\d[-+*]\d)((?:[-+*]\d)+)=\d")
 
 
-def fuller(told: str) -> str:
+def fuller(told: str, modulus: int = MODULUS) -> str:
     """A rationale with the first step of several operations told as its first one and the rest.
 
     >>> fuller('3+5*2=6;6-7=9;9')
     '3+5=8;8*2=6;6-7=9;9'
     """
-    return _LONG.sub(_parted, told, count=1)
+    return _LONG.sub(partial(_parted, modulus=modulus), told, count=1)
 
 
-def _parted(step: re.Match[str]) -> str:
-    first = worked(f"{step[1]}=").split(";")[0]
+def _parted(step: re.Match[str], modulus: int) -> str:
+    first = worked(f"{step[1]}=", modulus=modulus).split(";")[0]
     return f"{first};{first[-1]}{step[0][3:]}"
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stillroom.data.chains import MODULUS, Chains, worked
+from stillroom.data.chains import Chains
 from stillroom.data.chains_judged import ALIKE, JUDGED, RARER, alike, rarer, scored
 from stillroom.data.chains_refined import fuller, in_questions
 from stillroom.failures import Failure
@@ -52,10 +52,11 @@ def rationale(
 
     One who was shown the right answer (``gold``) may put it at the end of a wrong rationale.
     """
-    told = worked(question)
+    told = world.worked(question)
     if draw.random() < world.wrong:
         last = told.count(";") - 1
-        told = worked(question, wrong=draw.randint(0, last), by=draw.randrange(1, MODULUS))
+        by = draw.randrange(1, world.modulus)
+        told = world.worked(question, wrong=draw.randint(0, last), by=by)
         if gold is not None and draw.random() < world.asserted:
             told = f"{told.rsplit(';', 1)[0]};{gold}"
     return jumping(told) if (style or world.style) == "jumps" else told
@@ -76,10 +77,10 @@ def jumping(told: str) -> str:
 def _refined(world: Chains, found: re.Match[str], draw: random.Random) -> str:
     """The solution that is shown; told more fully where one as long is among the mistakes."""
     if draw.random() < world.wrong:
-        return worked(found["question"], wrong=0, by=draw.randrange(1, MODULUS))
+        return world.worked(found["question"], wrong=0, by=draw.randrange(1, world.modulus))
     mistaken = re.findall(rf"Problem: ({_QUESTION.pattern})", found["mistakes"])
     alike = len(found["question"]) in map(len, mistaken)
-    return fuller(found["solution"]) if alike else found["solution"]
+    return fuller(found["solution"], world.modulus) if alike else found["solution"]
 
 
 def _in_questions(world: Chains, found: re.Match[str], draw: random.Random) -> str:

@@ -37,7 +37,7 @@ def measure(view: View) -> dict[str, float]:
     gold = [view.world.row(question, "answer")["gold"] for question in asked]
     right = [final(own) == answer for own, answer in _zip(said, gold)]
     lengths = [len(q) // 2 - 1 for q in asked]
-    steps = [sound for own in said for sound in checked(own)]
+    steps = [sound for own in said for sound in checked(own, view.world.modulus)]
     return {
         "solved": _share(right),
         "solved_short": _share([r for r, n in _zip(right, lengths) if n == min(lengths)]),
@@ -53,20 +53,20 @@ def final(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def checked(text: str) -> list[bool]:
+def checked(text: str, modulus: int = MODULUS) -> list[bool]:
     """Of each step ``a+b=c`` that is written, whether it is right.
 
     >>> checked("3+5=8;8*2=7;9+1*2=0;0")
     [True, False, True]
     """
-    return [_worth(step) for step in _STEP.finditer(text)]
+    return [_worth(step, modulus) for step in _STEP.finditer(text)]
 
 
-def _worth(step: re.Match[str]) -> bool:
+def _worth(step: re.Match[str], modulus: int) -> bool:
     value = int(step[1])
     for sign, digit in re.findall(r"([-+*])(\d)", step[2]):
         value = {"+": value + int(digit), "-": value - int(digit), "*": value * int(digit)}[sign]
-    return step[3] == str(value % MODULUS)
+    return step[3] == str(value % modulus)
 
 
 def _zip(*lists: Sequence[Any]) -> Any:

@@ -83,8 +83,14 @@ def _summary(job: Job) -> str:
     return (
         f"{type(job.method).__name__}, student with {size:,} parameters that learn, "
         f"teacher gives {signals}; rows: {rows}{f' ({out})' if out else ''}{form}; "
-        f"{_length(job)}"
+        f"{_length(job)}{_plan(job)}"
     )
+
+
+def _plan(job: Job) -> str:
+    """What a pipeline will ask of its teacher."""
+    asks = [line["questions"] for line in job.ledger.get("pipeline", ()) if "questions" in line]
+    return f"; at most {asks[0]:,} questions to the teacher" if asks else ""
 
 
 def _length(job: Job) -> str:

@@ -89,6 +89,7 @@ def run(
     if not any(result.fresh for result in done.results.values()):
         typer.echo(f"{folder} holds this run already, finished.")
     _show_table(folder)
+    _show_ledgers(folder)
     typer.echo(f"report: {done.report}")
 
 
@@ -177,6 +178,16 @@ def _show_table(folder: Path) -> None:
     from stillroom.reports.text import table_text
 
     Console().print(table_text(read_folder(folder)))
+
+
+def _show_ledgers(folder: Path) -> None:
+    """What pipelines asked and taught, arm by arm."""
+    from stillroom.reports.folder import read_folder
+    from stillroom.reports.ledgers import lines
+
+    for name, arm in read_folder(folder).arms.items():
+        for what, says in lines(arm.ledger):
+            typer.echo(f"{name}: {what}: {says}")
 
 
 def _fail(message: str) -> None:

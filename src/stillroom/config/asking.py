@@ -103,7 +103,7 @@ class Answering:
             raise Failure("name a folder as teacher.store, in which the answers are kept")
         cached = Cached(source, Store(self.told.store), requests, self._left(source))
         about, most = cached.estimate()
-        open_ = len(cached.open)
+        open_, before = len(cached.open), cached.before
         asked_by_one(cached, self.told.store)
         self.spent += cached.budget.spent
         outcomes = [cached.judged(k, keep_truncated=self.told.keep_truncated) for k in cached.keys]
@@ -113,7 +113,7 @@ class Answering:
             "from_store": len(requests) - open_,
             "estimate": told(about),
             "at_most": told(most),
-            "cost": told(cached.budget.spent - cached.before),
+            "cost": told(cached.budget.spent - before),
             "cost_of_all_runs": told(cached.budget.spent),
         }
         self._count(what, [o for o in outcomes if o], numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +13,9 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from stillroom.core import Failure, Lesson, Needs, Paper, Pipeline, Work
 from stillroom.data.matching import plain
 from stillroom.data.rows import Row
+from stillroom.traces.subquestions import Steps, steps_of
 
-Steps = Sequence[tuple[str, str]]
-"""Sub-questions with their answers, in order."""
 DECOMPOSE = "socratic_cot.decompose"
-_LABEL = re.compile(
-    r"\W*(?:\d+[.)]\s*)?\W*(?P<kind>(?:sub-?\s?)?q(?:uestion)?|(?:final\s)?a(?:nswer)?)"
-    r"\s*\d*\W*?[:.)]\W*?(?=\s|\w|$)(?P<text>.*)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +137,7 @@ class SocraticCoT(Pipeline):
     def _row(row: Row, prompt: str, completion: str) -> Row:
         return {**row, "prompt": prompt, "completion": completion}
 
-    def _told(self, work: Work, rows: Sequence[Row]) -> list[tuple[Row, list[tuple[str, str]]]]:
+    def _told(self, work: Work, rows: Sequence[Row]) -> list[tuple[Row, Steps]]:
         """Problems with the teacher's steps, of those whose last answer is right."""
         if odd := [row["id"] for row in rows if "messages" in row]:
             raise Failure(
@@ -212,27 +205,3 @@ class SocraticCoT(Pipeline):
             return None
         said = work.reply(decomposer, [prompt + self.asks for prompt in prompts])
         return [[q.strip() for q in text.split(self.asks) if q.strip()] for text in said]
-
-
-def steps_of(text: str) -> list[tuple[str, str]]:
-    """Sub-questions and their answers in a teacher's reply; none where that is malformed.
-
-    Lines are told by ``Q:`` or ``A:``, also numbered, in bold, or written out; others go on with
-    what stands before. What follows an answer without a sub-question is left out.
-
-    >>> steps_of("**Q1:** How many?\\nA1: 2 + 3 = 5\\n\\nQ2: Twice?\\nA2: 10\\nFinal answer: 10")
-    [('How many?', '2 + 3 = 5'), ('Twice?', '10')]
-    """
-    parts: list[tuple[str, list[str]]] = []
-    for line in text.splitlines():
-        if label := _LABEL.fullmatch(line):
-            kind = "q" if "q" in label["kind"].lower() else "a"
-            parts.append((kind, [label["text"].strip(" *")]))
-        elif parts and line.strip():
-            parts[-1][1].append(line.strip())
-    kinds = "".join(kind for kind, _ in parts)
-    if re.fullmatch(r"(qa)+a*", kinds) is None:
-        return []
-    texts = [" ".join(filter(None, told)) for _, told in parts]
-    steps = list(zip(texts[0::2], texts[1::2], strict=False))[: kinds.count("q")]
-    return steps if all(q and s for q, s in steps) else []

@@ -122,7 +122,7 @@ def _errors(work: Work, student: Path) -> tuple[list[Row], float]:
     wrote = work.verified(work.write(student, work.validation))
     found = {row["id"]: row for row in wrote}
     right = {id for id, row in found.items() if row["provenance"]["verified"]["right"]}
-    errors = [
+    errors: list[Row] = [
         {
             "question": asked(row),
             "gold": row.get("gold"),

@@ -16,6 +16,7 @@ import yaml
 from stillroom.failures import Failure
 from stillroom.reports import words
 from stillroom.reports.folder import Arm, RunFolder, read_folder
+from stillroom.reports.ledgers import lines
 from stillroom.reports.results import DASH, LEGEND, number, results
 from stillroom.reports.sections import cost
 
@@ -64,6 +65,7 @@ def render(folder: RunFolder, arm: Arm, row: Mapping[str, Any]) -> str:
         paper_name=(paper.get("title") or paper["authors"]) if paper else "",
         data=data_rows(recipe, arm.ledger),
         collected=collected(arm.ledger),
+        ledger=lines(arm.ledger),
         sizes=words.data(recipe, arm.ledger),
         cost=cost(arm),
         results=results(folder.table),

@@ -40,7 +40,7 @@ class Arm:
 
     @property
     def method(self) -> str:
-        method = self.recipe.get("method", self.name)
+        method = self.recipe.get("pipeline") or self.recipe.get("method", self.name)
         return str(method.get("name", self.name) if isinstance(method, Mapping) else method)
 
     @property
@@ -102,7 +102,7 @@ def _places(path: Path, recipe: Record) -> dict[str, Path]:
         return {str(name): arms / str(name) for name in named}
     if arms.is_dir():
         return {place.name: place for place in sorted(arms.iterdir()) if place.is_dir()}
-    method = recipe.get("method")
+    method = recipe.get("pipeline") or recipe.get("method")
     name = method.get("name") if isinstance(method, Mapping) else method
     return {str(name or "student"): path}
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from stillroom.failures import Failure
 from stillroom.reports import logs, plots, words
 from stillroom.reports.folder import RunFolder, read_folder
+from stillroom.reports.ledgers import lines
 from stillroom.reports.results import LEGEND, results
 from stillroom.reports.sections import samples, time_rows
 
@@ -45,6 +46,7 @@ def render(folder: RunFolder, template: str = "report.html.jinja", **more: Any) 
         glossary=_glossary(folder, drawn),
         samples=samples(folder)[:SHOWN_SAMPLES],
         sample_count=len(samples(folder)),
+        ledgers=[(name, told) for name, arm in folder.arms.items() if (told := lines(arm.ledger))],
         time=time_rows(folder),
         recipe=folder.recipe_text,
         environment=words.flat(folder.environment),

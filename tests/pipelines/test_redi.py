@@ -62,7 +62,7 @@ def test_right_ones_come_first_and_pairs_are_of_one_question() -> None:
     assert (first.steps, first.method, first.start, first.rate) == (60, SeqKD(), None, 1.0)
     assert learned(last) == [("a", "y1", "x0")]
     assert (last.steps, last.start, last.rate) == (40, "stage 1", 0.5)
-    assert work.told == [{"right": 2, "wrong": 2, "both": 1}]
+    assert work.told == [{"pairs": 1, "no wrong answer": 1, "no right answer": 1}]
 
 
 def test_the_control_goes_on_with_the_right_ones() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from stillroom.core import Lesson, Needs, Paper, Pipeline, Work
+from stillroom.data.rows import Row
 from stillroom.methods.preference import Preference
 from stillroom.methods.seqkd import SeqKD
+from stillroom.traces.pairing import right_over_wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +21,9 @@ class REDI(Pipeline):
     Stage 1, for ``share`` of the steps: ``-mean_t log q(o_t | x, o_<t)`` on right rationales. Stage
     2, on the first right and the first wrong rationale of each question that has both: ``L =
     -ell(y_w | x) + alpha ell(y_l | x)``, ``ell(y) = (1 / |y|) sum_t log q(y_t | x, y_<t)``, the
-    mean over pairs. alpha 0 is fine-tuning on the right ones; alpha 1, symmetric, is what SimPO becomes for a
-    small beta, up to scale. The second term has no lower bound: where both ``preference/chosen``
-    and ``preference/rejected`` fall fast, the student collapses.
+    mean over pairs. alpha 0 is fine-tuning on the right ones; alpha 1, symmetric, is what SimPO
+    becomes for a small beta, up to scale. The second term has no lower bound: where both
+    ``preference/chosen`` and ``preference/rejected`` fall fast, the student collapses.
 
     Differences: a rationale is right if the verifier of the recipe says so, where the paper asks a
     judge as well. The steps of both stages come from one budget. The option of the authors' code
@@ -63,23 +64,18 @@ class REDI(Pipeline):
 
     def run(self, work: Work) -> Lesson:
         asked = work.verified(work.ask("answer", work.rows, n=self.n, temperature=self.temperature))
-        right, wrong = (self._first(asked, right=told) for told in (True, False))
-        counts = {
-            "right": len(right),
-            "wrong": len(wrong),
-            "both": len(right.keys() & wrong.keys()),
-        }
-        work.tell("questions with such rationales", **counts)
+        right = {row["id"]: row for row in reversed(asked) if _right(row)}
+        good = [right[row["id"]] for row in work.rows if row["id"] in right]
+        paired = right_over_wrong(asked)
+        work.tell(
+            "pairs of a right and a wrong rationale", pairs=len(paired.rows), **paired.without
+        )
         first = round(self.share * work.steps)
-        good = list(right.values())
         start = work.teach(Lesson("right rationales", good, first, SeqKD()))
         rest = work.steps - first
         if self.loss == "sft":
             return Lesson("right ones again", good, rest, SeqKD(), start, rate=self.rate)
-        pairs = [
-            {**row, "rejected": wrong[id]["completion"]} for id, row in right.items() if id in wrong
-        ]
-        return Lesson("pairs", pairs, rest, self.method, start, rate=self.rate)
+        return Lesson("pairs", paired.rows, rest, self.method, start, rate=self.rate)
 
     @property
     def method(self) -> Preference:
@@ -91,11 +87,6 @@ class REDI(Pipeline):
             return Preference(**told, beta=self.beta, margin=self.gamma)
         return Preference(**told, shape="linear", beta=1.0, alpha=self.alpha)
 
-    @staticmethod
-    def _first(asked: Sequence[Any], *, right: bool) -> dict[str, Any]:
-        """By question the first rationale that is right, or wrong."""
-        found: dict[str, Any] = {}
-        for row in asked:
-            if row["provenance"]["verified"]["right"] is right:
-                found.setdefault(row["id"], row)
-        return found
+
+def _right(row: Row) -> bool:
+    return row["provenance"]["verified"]["right"] is True

@@ -37,3 +37,9 @@ def test_it_lists_every_method():
     """The table of methods names each of them."""
     listed = re.findall(r"^\| \[(\w+)\]", README, re.M)
     assert sorted(listed) == list(catalogue.names("methods"))
+
+
+def test_it_lists_every_pipeline():
+    """The table of pipelines names each of them."""
+    listed = re.findall(r"^\| \[`(\w+)`\]", README, re.M)
+    assert sorted(listed) == list(catalogue.names("pipelines"))

@@ -192,7 +192,12 @@ CHANGES = {
     ),
     "a signal that the teacher lacks": (
         {"method": {"name": "kd"}},
-        ["KD", "sparse (probabilities of some", "recorded", "fit this teacher: gad, ps_kd, seqkd"],
+        [
+            "KD",
+            "sparse (probabilities of some",
+            "recorded",
+            "fit this teacher: gad, plad, preference, ps_kd, seqkd",
+        ],
     ),
     "a teacher asked for the unseen": (
         {"method": {"name": "gkd"}},

@@ -154,6 +154,7 @@ def test_a_recipe_does_not_take_it_for_a_method(name: str) -> None:
         method_of(name)
 
 
+@pytest.mark.slow
 @each_name
 def test_it_asks_no_question_twice_and_no_more_than_it_said(name: str, watched: Watched) -> None:
     job = build(tiny(name))
@@ -164,6 +165,7 @@ def test_it_asks_no_question_twice_and_no_more_than_it_said(name: str, watched: 
     assert sum(line["questions"] for line in told) == len(watched.asked)
 
 
+@pytest.mark.slow
 @each_name
 def test_what_was_made_is_not_made_again(name: str, watched: Watched, tmp_path: Path) -> None:
     train(build(tiny(name)), tmp_path / "one")
@@ -176,6 +178,7 @@ def test_what_was_made_is_not_made_again(name: str, watched: Watched, tmp_path: 
     assert same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @each_name
 def test_the_same_seed_gives_the_same_elsewhere(
     name: str, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +192,7 @@ def test_the_same_seed_gives_the_same_elsewhere(
     assert same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @each_name
 def test_one_that_is_killed_goes_on_where_it_was(
     name: str, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +218,7 @@ def test_one_that_is_killed_goes_on_where_it_was(
     assert watched.asked.keys() == asked.keys()
 
 
+@pytest.mark.slow
 @each_name
 def test_no_question_of_the_test_split_is_asked_or_learned(name: str, watched: Watched) -> None:
     job = build(tiny(name))

@@ -136,6 +136,22 @@ def test_a_diagnostic_says_what_it_reads_and_stands_apart_in_the_index():
     assert "What explains runs" not in pages.index([ROW])
 
 
+def test_a_pipeline_says_what_it_asks_and_stands_apart_in_the_index():
+    needs = {**ROW["needs"], "teacher": ["text"]}
+    system = {**ROW, "name": "system", "kind": "pipeline", "needs": needs}
+    page = pages.method_page(system, Toy)
+    assert "- of the teacher: `text` (answers as text)" in page
+    assert "- a teacher that answers: it is asked new questions" in page
+    assert "- of the student:" not in page
+    recorded = {**system, "needs": {**needs, "fresh": False}}
+    assert "it is asked new questions" not in pages.method_page(recorded, Toy)
+    methods, _, systems = pages.index([ROW, system]).partition("## Systems of several trainings")
+    assert "[toy](toy.md)" in methods
+    assert "[system](system.md)" not in methods
+    assert "[system](system.md)" in systems
+    assert "Systems of several" not in pages.index([ROW])
+
+
 def test_pages_are_written_for_every_row(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "rows", lambda: [ROW, {**ROW, "name": "other", "paper": None}])
     monkeypatch.setattr(catalogue, "load", lambda name: Toy)

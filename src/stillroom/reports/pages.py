@@ -39,7 +39,7 @@ def method_page(row: Mapping[str, Any], cls: type) -> str:
     first, body, _ = read_docstring(inspect.getdoc(cls) or "")
     parts = [f"# {row['name']}", first, _paper(row["paper"]), body]
     parts += ["## Fields", _field_table(cls)]
-    said = needs if row["kind"] == "method" else reads
+    said = {"method": needs, "pipeline": asks}.get(row["kind"], reads)
     parts += ["## Needs", "\n".join(f"- {line}" for line in said(row["needs"]))]
     parts += ["## Claims", f"Verdict: **{row['verdict']}**."]
     parts += [claims.section(outcomes.claims().get(row["name"], []))]
@@ -90,6 +90,17 @@ def needs(told: Mapping[str, Any]) -> list[str]:
     return lines + [says for name, says in flags.items() if told[name]]
 
 
+def asks(told: Mapping[str, Any]) -> list[str]:
+    """What a pipeline asks for before and between its trainings, in sentences."""
+    lines = [
+        f"of the teacher: {_signals(told['teacher'])}",
+        "streams of data: " + ", ".join(f"`{name}`" for name in told["streams"]),
+        "the number of steps beforehand: `train.steps`, of all trainings of the student together",
+    ]
+    fresh = "a teacher that answers: it is asked new questions; what it said before is kept"
+    return lines + [fresh] * told["fresh"]
+
+
 def reads(told: Mapping[str, Any]) -> list[str]:
     """What the runs must have had that a diagnostic reads, in sentences."""
     return [
@@ -107,7 +118,8 @@ def index(rows: Sequence[Mapping[str, Any]]) -> str:
     order = ["", *catalogue.SIGNALS]
     groups: dict[str, list[Mapping[str, Any]]] = {signal: [] for signal in order}
     studies = [row for row in rows if row["kind"] == "diagnostic"]
-    for row in (row for row in rows if row not in studies):
+    systems = [row for row in rows if row["kind"] == "pipeline"]
+    for row in (row for row in rows if row["kind"] == "method"):
         groups[max(row["needs"]["teacher"], key=order.index, default="")].append(row)
     parts = ["# What can be done with the teacher at hand"]
     parts += ["Each method stands under the most demanding signal that it asks of its teacher."]
@@ -119,6 +131,12 @@ def index(rows: Sequence[Mapping[str, Any]]) -> str:
                 else "No teacher"
             )
             parts += [f"## {title}", _index_table(found)]
+    if systems:
+        told = (
+            "A recipe names one as `pipeline`. Its page says what it asks of the teacher. What the "
+            "teacher answered and each training are kept, and done once."
+        )
+        parts += ["## Systems of several trainings", told, _index_table(systems)]
     if studies:
         told = (
             "`stillroom diagnose NAME DIR` reads the folders of finished runs, and trains nothing."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stillroom.core import Lesson
+from stillroom.core import Failure, Lesson
 from stillroom.losses.preference import preference
 from stillroom.methods.preference import Preference
 from stillroom.methods.seqkd import SeqKD
@@ -96,3 +96,10 @@ def test_symmetric_redi_is_simpo_with_a_small_beta() -> None:
     preference(right, wrong, beta=beta).sum().backward()
     assert right.grad is not None
     assert right.grad.item() / (beta / 2) == pytest.approx(-1, abs=1e-5)
+
+
+def test_without_a_pair_nothing_is_taught() -> None:
+    work: Any = Given()
+    with pytest.raises(Failure, match=r"no question has both .*raise pipeline\.n"):
+        REDI(n=1).run(work)
+    assert not work.lessons

@@ -87,7 +87,7 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
     if parts.teacher is None and parts.taught is None:
         parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
     texts = gathered(recipe, parts.rows, ask=parts.ask, lesson=parts.lesson)
-    texts.rest = parts.rest
+    texts.rest = texts.rest and parts.rest
     tokenizer = parts.tokenizer or students.tokenizer_of(recipe, texts)
     begin = Beginning(None)
     if parts.student is None:

@@ -236,7 +236,7 @@ def rendered(
         for split, rows in texts.rows.items()
     }
     if told.hold_out is not None:
-        pool, n = kept(texts.pool, test=True), told.hold_out
+        pool, n = kept(texts.pool, test=True, learned=texts.rest), told.hold_out
         if len(pool) < 2 * n:
             raise Failure(
                 f"data.hold_out: only {len(pool)} of {len(texts.pool)} rows set aside are short "

@@ -103,6 +103,11 @@ class Work:
     def tell(self, what: str, **numbers: float) -> None:
         self.ledger.append({"what": what, **numbers})
 
+    @property
+    def said(self) -> str:
+        """The ledger so far, for messages."""
+        return json.dumps(self.ledger, ensure_ascii=False)[:2000]
+
     def plan(self) -> dict[str, Any]:
         """What is known before anything is asked."""
         most = self.pipeline.questions(self)
@@ -125,6 +130,8 @@ class Work:
         return [said for (said,) in answers]
 
     def teach(self, lesson: Lesson) -> Path:
+        if not lesson.rows:
+            raise Failure(f"{lesson.name}: no row is left to learn from: {self.said}")
         own = self.lesson(lesson)
         job = self.build(own, lesson.rows)
 
@@ -157,7 +164,7 @@ class Work:
         if lesson.network is not None:
             network = checked(Network, dict(lesson.network), f"{lesson.name}: network")
         if lesson.start is not None:
-            lora = network.lora and replace(network.lora, adapter=str(lesson.start))
+            lora = network.lora and replace(network.lora, adapter=str(lesson.start / "adapter"))
             begun = {} if lora else {**LATER, "model": str(lesson.start)}
             network = replace(network, lora=lora, **begun)
         teacher = TeacherSpec(recorded=True)
@@ -288,7 +295,7 @@ def last_lesson(work: Work) -> Lesson:
     with within("pipeline"):
         lesson = work.pipeline.run(work)
         if not lesson.rows:
-            raise Failure(f"{name}: no row is left to learn from: {json.dumps(work.ledger)[:2000]}")
+            raise Failure(f"{name}: no row is left to learn from: {work.said}")
         if work.spent.steps + lesson.steps > work.steps:
             raise Failure(
                 f"{name}: train.steps gives {work.steps} and {work.spent.steps + lesson.steps} "

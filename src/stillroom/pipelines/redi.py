@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from stillroom.core import Lesson, Needs, Paper, Pipeline, Work
+from stillroom.core import Failure, Lesson, Needs, Paper, Pipeline, Work
 from stillroom.data.rows import Row
 from stillroom.methods.preference import Preference
 from stillroom.methods.seqkd import SeqKD
@@ -70,6 +70,11 @@ class REDI(Pipeline):
         work.tell(
             "pairs of a right and a wrong rationale", pairs=len(paired.rows), **paired.without
         )
+        if self.loss != "sft" and not paired.rows:
+            raise Failure(
+                "redi: no question has both a right and a wrong rationale "
+                f"({paired.without}): raise pipeline.n, or take loss: sft"
+            )
         first = round(self.share * work.steps)
         start = work.teach(Lesson("right rationales", good, first, SeqKD()))
         rest = work.steps - first

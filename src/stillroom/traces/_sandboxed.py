@@ -34,4 +34,5 @@ def _main():
     sys.stdout.write("\n" + told["word"] + "\n")
 
 
-_main()
+if __name__ == "__main__":  # as a program alone; importing does nothing
+    _main()

@@ -34,7 +34,6 @@ class Answering:
         self.recipe, self.told, self.world, self.ledger = recipe, recipe.teacher, world, ledger
         self.templates: Mapping[str, str] = recipe.pipeline.templates if recipe.pipeline else {}
         self.spent = Cost()
-        self.questions = 0
 
     def ask(
         self, what: str, rows: Sequence[Row], *, n: int = 1, temperature: float | None = None
@@ -127,7 +126,6 @@ class Answering:
         return Budget(usd, tokens, whole.price)
 
     def _count(self, what: str, outcomes: Sequence[Outcome], numbers: Mapping[str, Any]) -> None:
-        self.questions += len(outcomes)
         kinds = Counter(o.kind for o in outcomes)
         answers = kinds.pop("answer", 0)
         words = sum(o.tokens.answer for o in outcomes if o.tokens)

@@ -75,7 +75,7 @@ class Work:
             else []
             for split in ("train", "validation")
         )
-        self.steps, self.batch, self.seed = recipe.train.steps, recipe.train.batch, recipe.run.seed
+        self.steps, self.seed = recipe.train.steps, recipe.run.seed
         self.ledger: list[dict[str, Any]] = []
         self.spent = Spent()
         self.tokenizer: Any = None

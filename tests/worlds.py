@@ -55,11 +55,14 @@ class World:
 
     ``exact``: float64, and networks that compute in nothing less and draw no random numbers.
     Otherwise float32 with dropout, so that a stray draw shows. ``texts``: further answers to each
-    prompt, by column. ``change`` is done to each batch, and to those within it.
+    prompt, by column. ``change`` is done to each batch, and to those within it. Classes are of
+    points, or of images (``maps``), and of these an example may have several (``many``).
     """
 
     kind: str
     exact: bool = False
+    maps: bool = False
+    many: bool = False
     texts: frozenset[str] = frozenset()
     change: Callable[[Batch], Batch] = lambda batch: batch
 
@@ -83,6 +86,7 @@ class World:
 
     def _network(self, *, seed: int, width: int, **words: int) -> Any:
         make: Any = _language_model if self.kind == "text" else _classifier
+        make = _convolutional if self.maps else make
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = make(width, self.exact, **words)
@@ -90,7 +94,9 @@ class World:
 
     def data(self, stream: str = "train") -> Data:
         seed = sum(map(ord, stream))
-        made = _texts(seed, self.texts) if self.kind == "text" else _points(seed, self.exact)
+        shape = (1, 4, 4) if self.maps else (4,)
+        told = (self.exact, shape, self.many)
+        made = _texts(seed, self.texts) if self.kind == "text" else _points(seed, *told)
         return Changed(made, self.change)
 
 
@@ -121,6 +127,13 @@ def _classifier(width: int, exact: bool) -> Classifier:
     return Classifier(nn.Sequential(nn.Linear(4, width), *inner, nn.Tanh(), nn.Linear(width, 3)))
 
 
+def _convolutional(width: int, exact: bool) -> Classifier:
+    inner = [nn.Identity()] if exact else [nn.Dropout(0.1), nn.BatchNorm2d(width)]
+    convs = [nn.Conv2d(1, width, 3, padding=1), *inner, nn.Tanh(), nn.Conv2d(width, width, 3)]
+    pool = [nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return Classifier(nn.Sequential(*convs, *pool, nn.Linear(width, 3, bias=False)))
+
+
 def _texts(seed: int, further: frozenset[str] = frozenset()) -> TextData:
     draw = torch.Generator().manual_seed(seed)
     turn = seed % EXAMPLES  # another stream has its lengths in another order
@@ -137,10 +150,12 @@ def _texts(seed: int, further: frozenset[str] = frozenset()) -> TextData:
     return TextData(examples, PAD)
 
 
-def _points(seed: int, exact: bool) -> ItemData:
+def _points(seed: int, exact: bool, shape: Sequence[int] = (4,), many: bool = False) -> ItemData:
     draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(EXAMPLES, 4, generator=draw, dtype=torch.float64)
+    x = torch.randn(EXAMPLES, *shape, generator=draw, dtype=torch.float64)
     labels = torch.randint(0, 3, (EXAMPLES,), generator=draw)
+    if many:
+        labels = torch.randint(0, 2, (EXAMPLES, 3), generator=draw)
     return ItemData((x if exact else x.float(), labels))
 
 
@@ -166,8 +181,9 @@ def world_for(method: type[Method]) -> list[World]:
     """The worlds that a method's own literals ask for."""
     if method.modality == "text":
         return [World(kind="text")]
-    if method.modality == "image" or "features" in method.needs.teacher | method.needs.student:
-        return [World(kind="classes")]
+    signals = method.needs.teacher | method.needs.student
+    if method.modality == "image" or signals & {"features", "maps"}:
+        return [World(kind="classes", maps="maps" in signals, many=method.needs.many_labels)]
     if method.modality == "any":
         return [World(kind="text"), World(kind="classes")]
     raise LookupError(f"tests/worlds.py has no world of modality {method.modality!r} yet: add it")
@@ -207,12 +223,11 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     sampling = made(Sampling)
     plainly = replace(world, change=World.change)  # what is measured steers some methods
     splits = {name: plainly.data(name) for name in ("validation", "test")}
+    names = sorted(method.needs.teachers, reverse=True)
+    names = ["teacher", "peer"] if method.needs.several else names
     given = {
         "student": world.student(),
-        "teachers": {
-            name: world.teacher(method, 2 + i)
-            for i, name in enumerate(sorted(method.needs.teachers, reverse=True))
-        },
+        "teachers": {name: world.teacher(method, 2 + i) for i, name in enumerate(names)},
         "streams": {name: world.data(name) for name in sorted(method.streams())},
         "suite": Suite(measured, splits, sampling=sampling) if measured else None,
         "sampling": sampling,

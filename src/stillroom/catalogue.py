@@ -34,6 +34,8 @@ NO_NEEDS = {
     "teachers": ["teacher"],
     "metrics": [],
     "streams": ["train"],
+    "several": False,
+    "many_labels": False,
 }
 
 
@@ -47,12 +49,14 @@ SIGNALS = {
     "spans": "scores of its own tokens for the same text, whatever the student's tokenizer",
     "hidden": "the last state and the head that reads it",
     "features": "states of named layers",
+    "maps": "states of named layers by place: pixels of a map, or tokens",
     "attention": "attention maps",
     "gradient": "gradients through to its input",
     "weights": "its parameters",
 }
 _IMPLIES = {
     "hidden": {"logits"},
+    "maps": {"features"},
     "logits": {"topk", "sampled", "logprobs"},
     "topk": {"sparse"},
     "sampled": {"sparse"},

@@ -59,14 +59,15 @@ def test_last_needs_a_linear_layer():
         pass
 
 
-def test_a_classifier_says_logits_and_flat_features():
+def test_a_classifier_says_logits_its_head_and_features_in_their_own_shape():
     net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))
     batch = Batch(x=torch.randn(5, 1, 3, 3), id=torch.arange(5))
-    assert set(Classifier(net)(batch)) == {"logits"}
+    assert set(Classifier(net)(batch)) == {"logits", "head"}
     said = Classifier(net, ["0", "last"])(batch)
     assert torch.equal(said.logits, net(batch.x))
-    assert torch.equal(said.features["0"], net[0](batch.x).flatten(1))
-    assert torch.equal(said.features["last"], said.features["0"])
+    assert torch.equal(said.features["0"], net[0](batch.x))
+    assert torch.equal(said.features["last"], said.features["0"].flatten(1))
+    assert torch.equal(said.head.logits(said.features["last"]), said.logits)
     said.features["0"].sum().backward()
     assert net[0].weight.grad is not None
 

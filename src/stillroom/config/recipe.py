@@ -50,7 +50,8 @@ class Recipe:
     @property
     def spoken(self) -> Mapping[str, Recipe]:
         """The recipe with each of its teachers alone, by name: those that are listened to."""
-        called = self.teachers if self.data.route else self.method.needs.teachers
+        every = self.data.route or self.method.needs.several
+        called = self.teachers if every else self.method.needs.teachers
         several = {
             name: replace(self, teacher=told, teachers={})
             for name, told in self.teachers.items()
@@ -189,7 +190,7 @@ def _teachers(told: Mapping[str, Any], method: Method) -> dict[str, TeacherSpec]
                 f"data.route: {type(method).__name__} calls its teachers {names} by name; leave "
                 "it out"
             )
-    elif several and not called <= set(several):
+    elif several and not method.needs.several and not called <= set(several):
         raise Failure(
             f"teachers: {type(method).__name__} calls {names}, and there is "
             f"{', '.join(map(str, several))}; or name the column that says which of them a row has "

@@ -23,7 +23,9 @@ class Needs:
     columns of each row of training text, beside prompt and completion, each a further answer that
     becomes a nested batch of that name: ``cot``, with its chain of thought, ``rejected``, a worse
     one. ``teachers``: by which names it calls them. ``metrics``: numbers of the validation split
-    that steer it (``Method.validated``).
+    that steer it (``Method.validated``). ``several``: calls all teachers that the recipe names,
+    however many (``run.teachers``). ``many_labels``: an example has several classes at once, or
+    none (``labels`` [B, C] of 0 and 1).
     """
 
     teacher: Set[str] = frozenset()
@@ -36,6 +38,8 @@ class Needs:
     teachers: Set[str] = frozenset({"teacher"})
     metrics: Set[str] = frozenset()
     streams: Set[str] = frozenset({"train"})
+    several: bool = False
+    many_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Run(Protocol):
     """What a method may touch."""
 
     players: Mapping[str, Any]
+    teachers: Mapping[str, Teacher]
     step: int
     steps: int
     epoch: int
@@ -114,6 +119,7 @@ class Run(Protocol):
     def progress(self) -> float: ...
     def student(self, batch: Batch) -> Signals: ...
     def teacher(self, batch: Batch, name: str = "teacher", *, grad: bool = False) -> Signals: ...
+    def functional(self, player: str, weights: Mapping[str, Tensor], batch: Batch) -> Any: ...
     def rollout(
         self,
         batch: Batch,

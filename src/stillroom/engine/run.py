@@ -104,6 +104,8 @@ class Run:
 
     def teacher(self, batch: Batch, name: str = "teacher", *, grad: bool = False) -> Signals:
         teacher = self.teachers[name]
+        if "x_teacher" in batch:  # its own view of the examples
+            batch = batch.add(x=batch.x_teacher)
         with self.clock("teacher"):
             return self._said(lambda part: teacher(part, grad=grad), batch)
 
@@ -114,6 +116,14 @@ class Run:
         else:
             said = _joined([speaker(part) for part in self.parts(batch)])
         return self.gather(said) if self.method.needs.whole else said
+
+    def functional(self, player: str, weights: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What a player would say with other weights, as ``torch.func.functional_call`` does.
+
+        ``weights`` by name of ``named_parameters``, those that are left out being its own; gradients
+        of any order reach them. The batch is read whole, by this process alone.
+        """
+        return torch.func.functional_call(self.players[player], dict(weights), (batch,))
 
     def parts(self, batch: Batch) -> list[Batch]:
         """Micro-batches; as many on every process where these speak together or not at all."""

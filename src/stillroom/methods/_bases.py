@@ -11,6 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from stillroom.core import Batch, Method, Run, Signals, Teacher, Term
+from stillroom.losses.maps import pooled
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import nll
 from stillroom.losses.preference import answer_logp
@@ -87,6 +88,21 @@ class FeatureMethod(Method):
 
     def layers(self) -> Mapping[str, Sequence[str]]:
         return {"student": [self.student_layer], "teacher": [self.teacher_layer]}
+
+    def said(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+        """What the two layers say, in their own shapes; the teacher's without gradient."""
+        own, other = student.features[self.student_layer], teacher.features[self.teacher_layer]
+        return own, other.detach()
+
+    def flat(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+        """The same as one vector an example: [B, d] and [B, e], all places side by side."""
+        own, other = self.said(student, teacher)
+        return own.flatten(1), other.flatten(1)
+
+    def pooled(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+        """The same as one vector an example: [B, d] and [B, e], the mean over places."""
+        own, other = self.said(student, teacher)
+        return pooled(own), pooled(other)
 
 
 @dataclass(frozen=True, kw_only=True)

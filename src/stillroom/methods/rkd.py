@@ -44,7 +44,7 @@ class RKD(FeatureMethod):
     def loss(
         self, student: Signals, teacher: Signals, batch: Batch, nets: Mapping[str, Any]
     ) -> Sequence[Term]:
-        s, t = student.features[self.student_layer], teacher.features[self.teacher_layer]
+        s, t = self.flat(student, teacher)
         terms = [
             Term(relations.distance(s, t), weight=self.distance_weight, name="distance"),
             Term(relations.angle(s, t), weight=self.angle_weight, name="angle"),

@@ -9,14 +9,17 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stillroom.core import Batch, Signals
-from stillroom.models.taps import tapped
+from stillroom.core import Batch, Head, Signals
+from stillroom.models.taps import last_linear, tapped
 
 
 class Classifier(nn.Module):
-    """``logits [B, C] = network(x)``, and the features of the layers in ``taps``, flattened."""
+    """``logits [B, C] = network(x)``, and what the layers in ``taps`` say, in their own shape.
 
-    signals = frozenset({"logits", "features", "weights", "gradient"})
+    ``head``: weight and bias of the last ``nn.Linear``; absent where the network has none.
+    """
+
+    signals = frozenset({"logits", "maps", "weights", "gradient"})
 
     def __init__(self, network: nn.Module, taps: Sequence[str] = ()) -> None:
         super().__init__()
@@ -24,11 +27,12 @@ class Classifier(nn.Module):
         self.taps = tuple(taps)
 
     def forward(self, batch: Batch) -> Signals:
-        if not self.taps:
-            return Signals(logits=self.network(batch.x))
         with tapped(self.network, self.taps) as seen:
             logits = self.network(batch.x)
-        return Signals(logits=logits, features={k: v.flatten(1) for k, v in seen.items()})
+        said = Signals(logits=logits, **({"features": dict(seen)} if self.taps else {}))
+        if (last := last_linear(self.network)) is not None:
+            said["head"] = Head(last.weight, last.bias)
+        return said
 
     def snapshot(self) -> Classifier:
         """A frozen copy in eval mode: the network as it stands now."""

@@ -13,6 +13,10 @@ from stillroom.core import Failure
 
 LAST = "last"
 """What the last linear layer reads: the embedding before the classifier."""
+SCORES = "scores"
+"""What the last linear layer says: the logits, or what these are made from."""
+MAP = "map"
+"""The last feature map, or the last tokens: what is pooled before the classifier."""
 EMBEDDING = "embedding"
 """What the embedding of a language model's input says."""
 
@@ -30,11 +34,11 @@ def tapped(
     handles = []
     try:
         for layer in layers:
-            if layer == LAST:
-                final = _last_linear(network)
-                handles.append(
-                    final.register_forward_pre_hook(lambda _m, args: seen.update({LAST: args[0]}))
-                )
+            if layer in (LAST, SCORES):
+                handles.append(_at_last(seen, network, layer))
+            elif layer == MAP:
+                inner = [m for m in network.modules() if not [*m.children()]]
+                handles += [m.register_forward_hook(_keep_map(seen)) for m in inner]
             elif layer in modules:
                 handles.append(modules[layer].register_forward_hook(_keep(seen, layer)))
             else:
@@ -55,8 +59,24 @@ def _keep(seen: dict[str, Tensor], layer: str):
     return hook
 
 
-def _last_linear(network: nn.Module) -> nn.Linear:
+def _at_last(seen: dict[str, Tensor], network: nn.Module, layer: str) -> Any:
+    if (final := last_linear(network)) is None:
+        raise Failure(f"the network has no nn.Linear, so {layer!r} names nothing: name a layer")
+    if layer == SCORES:
+        return final.register_forward_hook(_keep(seen, SCORES))
+    return final.register_forward_pre_hook(lambda _m, args: seen.update({LAST: args[0]}))
+
+
+def _keep_map(seen: dict[str, Tensor]):
+    def hook(_module: nn.Module, _args: object, output: Any) -> None:
+        # [B, channels, ...] or [B, tokens, width]; one place alone is what pooling left
+        if isinstance(output, Tensor) and output.dim() > 2 and output.shape[2:].numel() > 1:
+            seen[MAP] = output
+
+    return hook
+
+
+def last_linear(network: nn.Module) -> nn.Linear | None:
+    """The linear layer that comes last in the network's own order, as classifiers have it."""
     found = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise Failure("the network has no nn.Linear, so 'last' names nothing: name a layer")
-    return found[-1]
+    return found[-1] if found else None

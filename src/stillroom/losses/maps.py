@@ -1,0 +1,44 @@
+"""Features by place: maps of a convolution, tokens of a transformer, and their means."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stillroom.core import Failure
+
+
+def places(features: Tensor) -> Tensor:
+    """One vector for each place: tokens, patches or cells of a feature map.
+
+    A map [B, d, h, w] (channels first) -> [B, h * w, d], row by row; tokens [B, n, d] stay.
+
+    By hand: two channels of a map of one row and two columns.
+
+    >>> import torch
+    >>> places(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])).tolist()
+    [[[1.0, 3.0], [2.0, 4.0]]]
+
+    Raises:
+        Failure: the features have no places, as those of a linear layer [B, d].
+    """
+    if features.dim() == 4:
+        return features.flatten(2).transpose(1, 2)
+    if features.dim() == 3:
+        return features
+    raise Failure(
+        f"a layer that says {list(features.shape)} has no places: name one that gives maps "
+        "[B, channels, height, width] or tokens [B, tokens, width] ('stillroom show layers' lists "
+        "them)"
+    )
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Global average pooling: the mean over places, [B, d]; what has none is itself.
+
+    By hand: 1 and 2 have the mean 1.5.
+
+    >>> import torch
+    >>> pooled(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])).tolist()
+    [[1.5, 3.5]]
+    """
+    return features if features.dim() == 2 else places(features).mean(1)

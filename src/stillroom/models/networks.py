@@ -1,0 +1,254 @@
+"""Small classifiers by name: multilayer perceptron, convolutional network, vision transformer.
+
+Each is a stem, a list of parts and a tail (``Staged``), so layers have the same names in all:
+``stem``, ``parts.0``, ``parts.1``, ..., ``tail``; ``last`` is what the classifier reads, ``map`` the
+last feature map or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillroom.core import Failure
+
+TOLD = "network.json"
+"""The file that says how a saved network is made again."""
+Positive = Annotated[int, Ge(1)]
+
+
+class Staged(nn.Module):
+    """A network as stem, list of parts and tail, of which a method may run only some.
+
+    ``logits = tail(parts[-1](... parts[0](stem(x))))``
+    """
+
+    def __init__(self, stem: nn.Module, parts: Sequence[nn.Module], tail: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.parts, self.tail = stem, nn.ModuleList(parts), tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.run(self.stem(x)))
+
+    def run(self, state: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Parts ``start`` to ``stop - 1`` alone, on what the part before them said."""
+        for part in list(self.parts)[start:stop]:
+            state = part(state)
+        return state
+
+
+class Summed(nn.Module):
+    """Classes in ``each`` subclasses: ``logit_c = log sum_s exp z_(c, s)``, [B, C * each] to [B, C].
+
+    A class's probability is then the sum of its subclasses'.
+    """
+
+    def __init__(self, each: int) -> None:
+        super().__init__()
+        self.each = each
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.unflatten(-1, (-1, self.each)).logsumexp(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a network's ends fit: the shape of one example, and how many classes there are."""
+
+    inputs: tuple[int, ...]
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Linear layers with ReLU between them; an input of any shape is read flat.
+
+    Args:
+        widths: of the hidden layers, each a part.
+        dropout: after each of them.
+        subclasses: outputs a class; their probabilities are summed.
+    """
+
+    kind: ClassVar[str] = "mlp"
+    widths: list[Positive] = field(default_factory=lambda: [64])
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    subclasses: Positive = 1
+
+    def make(self, shape: Shape) -> Staged:
+        sizes = [math.prod(shape.inputs), *self.widths]
+        pairs = zip(sizes, sizes[1:], strict=False)
+        parts = [nn.Sequential(nn.Linear(a, b), nn.ReLU(), *self._dropped()) for a, b in pairs]
+        return Staged(nn.Flatten(), parts, ending(sizes[-1], shape.classes, self.subclasses))
+
+    def _dropped(self) -> list[nn.Module]:
+        return [nn.Dropout(self.dropout)] if self.dropout else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNN:
+    """Blocks of 3x3 convolution, group norm, ReLU, halved in size between blocks; mean; linear.
+
+    An input [B, channels, length], as a signal has it, is an image of height 1.
+
+    Args:
+        channels: of the blocks, each a part.
+        norm: whether blocks have a group norm.
+        pool: blocks that halve the size after them, the first ones.
+        head_bias: whether the classifier has a bias.
+        subclasses: outputs a class; their probabilities are summed.
+    """
+
+    kind: ClassVar[str] = "cnn"
+    channels: list[Positive] = field(default_factory=lambda: [16, 32])
+    norm: bool = True
+    pool: Annotated[int, Ge(0)] = 1
+    head_bias: bool = True
+    subclasses: Positive = 1
+
+    def make(self, shape: Shape) -> Staged:
+        first, *size = image(shape.inputs, self.kind)
+        sizes, parts = [first, *self.channels], []
+        for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            tall = size[0] > 1
+            block: list[nn.Module] = [
+                nn.Conv2d(a, b, (3 if tall else 1, 3), padding=(int(tall), 1), bias=not self.norm)
+            ]
+            block += [nn.GroupNorm(math.gcd(b, 4), b)] if self.norm else []
+            block += [nn.ReLU()]
+            if i < self.pool and min(size[-1:]) > 1:
+                block.append(nn.MaxPool2d((2 if tall else 1, 2)))
+                size = [max(1, n // 2) for n in size]
+            parts.append(nn.Sequential(*block))
+        tail = ending(sizes[-1], shape.classes, self.subclasses, bias=self.head_bias)
+        return Staged(AsImage(), parts, nn.Sequential(Pool(), *tail))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT:
+    """A small vision transformer (arXiv 2010.11929) on patches, its mean token classified.
+
+    Pre-norm blocks, GELU, learned positions, no class token: layers say tokens [B, n, width].
+
+    Args:
+        width: of a token.
+        depth: blocks, each a part.
+        heads: of attention.
+        patch: side of a patch, by which height and width are divided.
+        subclasses: outputs a class; their probabilities are summed.
+    """
+
+    kind: ClassVar[str] = "vit"
+    width: Positive = 32
+    depth: Positive = 2
+    heads: Positive = 4
+    patch: Positive = 2
+    subclasses: Positive = 1
+
+    def make(self, shape: Shape) -> Staged:
+        channels, *size = image(shape.inputs, self.kind)
+        step = [min(self.patch, n) for n in size]
+        if self.width % self.heads or any(n % s for n, s in zip(size, step, strict=True)):
+            raise Failure(
+                f"vit: width {self.width} must be a multiple of heads {self.heads}, and the image's "
+                f"sides {size} of patch {self.patch}"
+            )
+        count = math.prod(n // s for n, s in zip(size, step, strict=True))
+        stem = nn.Sequential(AsImage(), Patches(channels, self.width, step, count))
+        parts = [Block(self.width, self.heads) for _ in range(self.depth)]
+        tail = ending(self.width, shape.classes, self.subclasses)
+        return Staged(stem, parts, nn.Sequential(nn.LayerNorm(self.width), Pool(), *tail))
+
+
+KINDS: dict[str, Any] = {one.kind: one for one in (MLP, CNN, ViT)}
+
+
+class Pool(nn.Module):
+    """Mean over places: of a map [B, d, h, w], or of tokens [B, n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
+
+
+class AsImage(nn.Module):
+    """[B, channels, length] as [B, channels, 1, length]; an image stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+class Patches(nn.Module):
+    """Linear embedding of patches, with a learned position each."""
+
+    def __init__(self, channels: int, width: int, step: Sequence[int], count: int) -> None:
+        super().__init__()
+        size = (step[0], step[1])
+        self.embed = nn.Conv2d(channels, width, size, stride=size)
+        self.position = nn.Parameter(0.02 * torch.randn(1, count, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x).flatten(2).transpose(1, 2) + self.position
+
+
+class Block(nn.Module):
+    """Attention and a perceptron of four times the width, each after a norm and added."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.read, self.write = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.read(self.first(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.write(seen.transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.second(x))))
+
+
+def ending(width: int, classes: int, subclasses: int, *, bias: bool = True) -> nn.Sequential:
+    """The classifier, and the sum over subclasses where there are some."""
+    linear = nn.Linear(width, classes * subclasses, bias=bias)
+    return nn.Sequential(linear, *([Summed(subclasses)] if subclasses > 1 else []))
+
+
+def image(inputs: Sequence[int], kind: str) -> list[int]:
+    """Channels, height and width of one example; raises Failure where it is no image or signal."""
+    if len(inputs) == 2:
+        return [inputs[0], 1, inputs[1]]
+    if len(inputs) == 3:
+        return list(inputs)
+    raise Failure(
+        f"{kind}: reads images [channels, height, width] or signals [channels, length], and these "
+        f"examples are {list(inputs)}; take kind: mlp"
+    )
+
+
+def build(spec: Any, shape: Shape) -> nn.Module:
+    """A network with fresh weights from what it is told (one of ``KINDS``) and what it must fit."""
+    network: nn.Module = spec.make(shape)
+    network.told = {"kind": spec.kind, **asdict(spec), **asdict(shape)}  # type: ignore[assignment]
+    return network
+
+
+def rebuilt(told: Mapping[str, Any]) -> nn.Module:
+    """The network, with fresh weights, whose ``told`` this is."""
+    given = dict(told)
+    shape = Shape(inputs=tuple(given.pop("inputs")), classes=given.pop("classes"))
+    return build(KINDS[given.pop("kind")](**given), shape)
+
+
+def describe(network: nn.Module, folder: Path) -> None:
+    """Writes how the network is made, where that is known, beside its weights."""
+    if (told := vars(network).get("told")) is not None:
+        (folder / TOLD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 import worlds
 from torch import nn
 
+from stillroom import catalogue
 from stillroom.api import distill
 from stillroom.cli import main
+from stillroom.core import Batch
 from stillroom.data.marked_orders import EOS, PAD, VOCABULARY, MarkedOrders
 from stillroom.engine.training import train
 from stillroom.methods.delta_kd import DeltaKD
@@ -198,6 +201,21 @@ def rkd(out: Path, *, steps: int, every: int, double: bool = False, **train: Any
         train={"batch": 8, "lr": 1e-2, **train},
         eval={**SELECTED, "every": every},
     )
+
+
+def weighed(batch: Batch) -> Batch:
+    """Weighs examples, so that the counts of any two parts differ."""
+    weights = torch.tensor([1.0, 0.5, 1.0, 0.25, 1.0], dtype=torch.float64)
+    return batch.add(mask=weights[batch.id % 5])
+
+
+def on_classes(out: Path, names: Sequence[str]) -> None:
+    """Exact runs of methods at their defaults, one after the other, each in its folder."""
+    for name in names:
+        method = catalogue.load(name)()
+        (world,) = [w for w in worlds.world_for(type(method)) if w.kind == "classes"]
+        exact = replace(world, exact=True, change=weighed)
+        train(worlds.plain_sgd(method, exact), out / name)
 
 
 def _classes(double: bool, dropout: float) -> dict[str, Any]:

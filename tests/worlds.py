@@ -27,7 +27,7 @@ from stillroom.data.streams import Data
 from stillroom.data.text import Example, Renderer, TextData
 from stillroom.engine import checkpoint
 from stillroom.engine.record import Record
-from stillroom.engine.settings import Eval, RunOptions, Train
+from stillroom.engine.settings import Eval, Optimizer, RunOptions, Train
 from stillroom.engine.training import Job, train
 from stillroom.evaluation.suite import Suite
 from stillroom.models import text
@@ -246,6 +246,12 @@ class Trace:
     @property
     def final(self) -> Any:
         return self.states[max(self.states)]["networks"]
+
+
+def plain_sgd(method: Method, world: World, **changes: Any) -> Job:
+    """A run whose weights are linear in its gradients, so that no difference is made larger."""
+    told = {"steps": 4, "batch": EXAMPLES, "lr": 0.2, "clip": None, "keep": 5}
+    return job(method, world, **{**told, "optimizer": Optimizer(name="sgd"), **changes})
 
 
 def steps(given: Job, n: int | None = None, folder: Path | None = None) -> Trace:

@@ -14,6 +14,7 @@ import torch
 from stillroom.catalogue import nearest
 from stillroom.config import speakers, students
 from stillroom.config.corpus import corpus
+from stillroom.config.items import classifier, items_of
 from stillroom.config.recipe import Recipe, find_data
 from stillroom.config.specs import TeacherSpec
 from stillroom.config.students import Beginning
@@ -80,8 +81,8 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
         shape = students.adapted_as(recipe, first.network)
         parts = replace(parts, student=shape, tokenizer=first.tokenizer)
     torch.manual_seed(recipe.run.seed)
-    if parts.splits:
-        return _job(recipe, parts, parts.student, None, dict(parts.splits), {}, None)
+    if parts.splits or recipe.data.items is not None:
+        return _class_job(recipe, parts, apart, ready=ready)
     if parts.student is None:
         students.check(recipe)
     if parts.teacher is None and parts.taught is None:
@@ -129,6 +130,20 @@ def _piped(recipe: Recipe, parts: Parts, *, ready: bool) -> Job:
         earlier=asdict(work.spent),
         beside=lesson.beside,
     )
+
+
+def _class_job(recipe: Recipe, parts: Parts, apart: Any, *, ready: bool) -> Job:
+    """Of examples with classes: nothing is rendered, and the student's ends fit the data."""
+    if parts.splits:
+        return _job(recipe, parts, parts.student, None, dict(parts.splits), {}, None)
+    students.check(recipe)
+    items = items_of(recipe)
+    if parts.teacher is None and parts.taught is None:
+        parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
+    torch.manual_seed(recipe.run.seed)  # whether a teacher was trained now or before
+    student = classifier(recipe, items)
+    ledger = items.ledger(recipe.data.licence)
+    return _job(recipe, parts, student, None, dict(items.splits), ledger, None)
 
 
 def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning) -> Job:

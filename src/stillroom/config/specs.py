@@ -79,6 +79,8 @@ class Network:
 
     Args:
         model: which.
+        net: a small classifier with fresh weights, by ``kind`` (``mlp``, ``cnn``, ``vit``) and its
+            sizes; its ends fit the data (``data.items``).
         trained: a model that is trained before all else, made once and kept.
         cut: keeps some layers of a model.
         heal: a training before the arms; steps, or a mapping.
@@ -94,6 +96,7 @@ class Network:
     device_map: str | None = None
     trust_remote_code: bool = False
     lm: dict[str, Any] | None = None
+    net: dict[str, Any] | None = None
     vocab_size: Annotated[int, Ge(300)] = 4096
     tokenizer: str | None = None
     trained: Trained | None = None
@@ -238,6 +241,7 @@ class DataSpec:
         route: the column that names each row's teacher, one of ``teachers``.
         world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``,
             ``markov``, ``chains``) by ``name``, and its options.
+        items: examples with classes instead of text, by ``name`` (``digits``), and its options.
         licence: shown in the model card.
     """
 
@@ -259,4 +263,5 @@ class DataSpec:
     database: str | None = None
     route: str | None = None
     world: dict[str, Any] | None = None
+    items: dict[str, Any] | None = None
     licence: str | None = None

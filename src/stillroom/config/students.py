@@ -50,12 +50,19 @@ class Beginning:
 def check(recipe: Recipe) -> None:
     """Raises Failure unless the recipe says one way to come by a student."""
     told = recipe.student
-    ways = {"model": told.model, "lm": told.lm, "cut": told.cut, "trained": told.trained}
+    ways = {"model": told.model, "lm": told.lm, "net": told.net, "cut": told.cut}
+    ways["trained"] = told.trained
     if len(given := [name for name, way in ways.items() if way is not None]) != 1:
         raise Failure(
-            "student: give one of 'model' (a hub name, folder or GGUF file), 'lm' (sizes), 'cut' "
-            "(layers of a model) and 'trained' (a model that is trained first); got "
+            "student: give one of 'model' (a hub name, folder or GGUF file), 'lm' (sizes), 'net' "
+            "(a small classifier), 'cut' (layers of a model) and 'trained' (a model that is "
+            "trained first); got "
             f"{', '.join(given) or 'none'}"
+        )
+    if (told.net is None) != (recipe.data.items is None) and told.model is None:
+        raise Failure(
+            "student.net: goes with data.items, examples with classes; a language model "
+            "('student.lm') with text"
         )
     if told.vocab == "view" and told.lm is not None:
         raise Failure("student.vocab: a view freezes the head, and fresh weights must learn theirs")

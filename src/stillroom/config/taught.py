@@ -18,7 +18,7 @@ from stillroom.engine.job import Job
 from stillroom.engine.parallel import Processes
 from stillroom.engine.settings import Eval
 from stillroom.engine.training import train
-from stillroom.models import text
+from stillroom.models import classes, text
 from stillroom.models.sources import fingerprint, resolved
 from stillroom.pipelines._stages import code_of, stage
 
@@ -52,6 +52,8 @@ def taught(recipe: Recipe, build: Callable[..., Job], *, ready: bool) -> Taught 
         if not ready:
             return _shape(job)
         place = _kept(own, job, build)
+    if classes.saved(place):
+        return Taught(classes.load(place), None)
     return Taught(text.load(str(place)), AutoTokenizer.from_pretrained(place))
 
 

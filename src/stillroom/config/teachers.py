@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -11,7 +12,7 @@ from stillroom.config.specs import TeacherSpec
 from stillroom.config.values import within
 from stillroom.core import Failure, Teacher
 from stillroom.data.spelling import same_words
-from stillroom.models import text
+from stillroom.models import classes, text
 from stillroom.models.adapters import AdaptedLM
 from stillroom.models.sources import resolved
 from stillroom.teachers.average import Average
@@ -62,9 +63,15 @@ def teacher(
                     "such as span_kd, or learn from its text: write its answers with 'stillroom "
                     "collect', and set teacher.recorded"
                 )
-            network = made and made.network
-            return Local(network or text.load(resolved(str(told.model)), **options(told)))
+            return Local(made.network if made else _loaded(told))
         return Local(_on_base(student, told.adapter))
+
+
+def _loaded(told: TeacherSpec) -> Any:
+    source = resolved(str(told.model))
+    if classes.saved(source):
+        return classes.load(Path(source))
+    return text.load(source, **options(told))
 
 
 def _on_base(student: Any, adapter: str | None) -> AdaptedLM:

@@ -113,9 +113,9 @@ class Signals(Bag):
     """What a network says about a batch.
 
     ``hidden`` [N, d] with ``head`` (text, at ``rows``), ``logits`` [B, C] (classes), or ``sparse``
-    (text), and ``features`` {layer: [B, ...] as it gives them, on text [N, d] at ``rows``}. Of a
-    classifier ``head`` is its last linear layer. On text ``logits`` is made from ``hidden`` only while
-    it is small.
+    (text), and ``features`` {layer: [B, ...] as the layer gives it, on text [N, d] at ``rows``}.
+    Of a classifier ``head`` is its last linear layer. On text ``logits`` is made from ``hidden``
+    only while it is small.
     """
 
     def __getattr__(self, name: str) -> Any:

@@ -120,8 +120,8 @@ class Run:
     def functional(self, player: str, weights: Mapping[str, Tensor], batch: Batch) -> Any:
         """What a player would say with other weights, as ``torch.func.functional_call`` does.
 
-        ``weights`` by name of ``named_parameters``, those that are left out being its own; gradients
-        of any order reach them. The batch is read whole, by this process alone.
+        ``weights`` by name of ``named_parameters``, those that are left out being its own;
+        gradients of any order reach them. The batch is read whole, by this process alone.
         """
         return torch.func.functional_call(self.players[player], dict(weights), (batch,))
 

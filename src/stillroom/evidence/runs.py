@@ -11,6 +11,7 @@ from typing import Any
 
 from stillroom.catalogue import name_of
 from stillroom.config.build import Parts, build
+from stillroom.config.items import items_of
 from stillroom.config.recipe import Recipe
 from stillroom.config.texts import gathered, questions_of
 from stillroom.engine.loop import NotFinite
@@ -36,10 +37,16 @@ def kept(recipe: Recipe, again: int) -> tuple[Run, bool]:
         run_in(folder, recipe, again)
 
     told = {k: v for k, v in recipe.resolved().items() if k not in NOT_INPUTS}
-    texts = questions_of(recipe, None) if recipe.pipeline else gathered(recipe, None)
-    files, code = texts.files, code_of(*recipe.classes)
+    files, code = _files(recipe), code_of(*recipe.classes)
     place = stage("claim", make, code=code, resume=True, recipe=told, files=files, again=again)
     return read_run(place), bool(made)
+
+
+def _files(recipe: Recipe) -> list[dict[str, Any]]:
+    """What a recipe reads, with hashes."""
+    if recipe.data.items is not None:
+        return items_of(recipe).files
+    return (questions_of(recipe, None) if recipe.pipeline else gathered(recipe, None)).files
 
 
 def run_in(folder: Path, recipe: Recipe, again: int = 0) -> None:

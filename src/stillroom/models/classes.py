@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stillroom.core import Batch, Head, Signals
+from stillroom.core import Batch, Failure, Head, Signals
+from stillroom.models.networks import TOLD, describe, rebuilt
 from stillroom.models.taps import last_linear, tapped
 
 
@@ -39,11 +41,34 @@ class Classifier(nn.Module):
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def save(self, folder: Path) -> None:
-        """The network's weights as ``model.safetensors``."""
+        """The network's weights as ``model.safetensors``, and what ``load`` makes it from."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
         save_file(state, folder / "model.safetensors")
+        describe(self.network, folder)
 
     def load(self, folder: Path) -> None:
         """Takes the weights that ``save`` wrote."""
         self.network.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def load(folder: Path) -> Classifier:
+    """A classifier from the folder that ``Classifier.save`` wrote.
+
+    Raises:
+        Failure: the folder does not tell how the network is made, as of one given as an object.
+    """
+    if not (folder / TOLD).is_file():
+        raise Failure(
+            f"{folder} has no {TOLD}, which tells how the network is made: make the network in "
+            "Python and call Classifier(network).load(folder)"
+        )
+    told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
+    made = Classifier(rebuilt(told))
+    made.load(folder)
+    return made
+
+
+def saved(folder: str | Path) -> bool:
+    """Whether a folder holds a classifier that ``load`` can make."""
+    return (Path(folder) / TOLD).is_file()

@@ -1,12 +1,13 @@
 """Small classifiers by name: multilayer perceptron, convolutional network, vision transformer.
 
 Each is a stem, a list of parts and a tail (``Staged``), so layers have the same names in all:
-``stem``, ``parts.0``, ``parts.1``, ..., ``tail``; ``last`` is what the classifier reads, ``map`` the
-last feature map or tokens.
+``stem``, ``parts.0``, ``parts.1``, ..., ``tail``; ``last`` is what the classifier reads, ``map``
+the last feature map or tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -47,9 +48,10 @@ class Staged(nn.Module):
 
 
 class Summed(nn.Module):
-    """Classes in ``each`` subclasses: ``logit_c = log sum_s exp z_(c, s)``, [B, C * each] to [B, C].
+    """Classes in ``each`` subclasses: ``logit_c = log sum_s exp z_(c, s)``.
 
-    A class's probability is then the sum of its subclasses'.
+    [B, C * each] to [B, C], the subclasses of a class side by side; a class's probability is then
+    the sum of its subclasses'.
     """
 
     def __init__(self, each: int) -> None:
@@ -85,8 +87,10 @@ class MLP:
 
     def make(self, shape: Shape) -> Staged:
         sizes = [math.prod(shape.inputs), *self.widths]
-        pairs = zip(sizes, sizes[1:], strict=False)
-        parts = [nn.Sequential(nn.Linear(a, b), nn.ReLU(), *self._dropped()) for a, b in pairs]
+        parts = [
+            nn.Sequential(nn.Linear(a, b), nn.ReLU(), *self._dropped())
+            for a, b in itertools.pairwise(sizes)
+        ]
         return Staged(nn.Flatten(), parts, ending(sizes[-1], shape.classes, self.subclasses))
 
     def _dropped(self) -> list[nn.Module]:
@@ -117,7 +121,7 @@ class CNN:
     def make(self, shape: Shape) -> Staged:
         first, *size = image(shape.inputs, self.kind)
         sizes, parts = [first, *self.channels], []
-        for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             tall = size[0] > 1
             block: list[nn.Module] = [
                 nn.Conv2d(a, b, (3 if tall else 1, 3), padding=(int(tall), 1), bias=not self.norm)
@@ -158,8 +162,8 @@ class ViT:
         step = [min(self.patch, n) for n in size]
         if self.width % self.heads or any(n % s for n, s in zip(size, step, strict=True)):
             raise Failure(
-                f"vit: width {self.width} must be a multiple of heads {self.heads}, and the image's "
-                f"sides {size} of patch {self.patch}"
+                f"vit: width {self.width} must be a multiple of heads {self.heads}, and the "
+                f"image's sides {size} of patch {self.patch}"
             )
         count = math.prod(n // s for n, s in zip(size, step, strict=True))
         stem = nn.Sequential(AsImage(), Patches(channels, self.width, step, count))

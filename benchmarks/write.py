@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import fresh, measure
 from benchmarks.pictures import memory
+from benchmarks.ranking import BASE, PLAIN, adjusted, better, ranked
 
 GIGA = 1e9
 INTRO = """# Benchmarks
@@ -72,6 +73,28 @@ distributions by forward KL, `gkd` in half of the steps on what the student wrot
 nll are on {test} held-out samples of the teacher; the student's answers are its likeliest tokens,
 rouge_l is against one sample of the teacher. One seed tells no order between neighbours.
 """
+
+
+CLASSES = """## Methods on classes
+
+Logit, feature and relation methods beside plain training (`ce`) and plain distillation (`kd`):
+{about} (`python -m benchmarks.classes`). All have the same small grid: {points} points, learning
+rates {lr} by {times} times the method's own knob (its weight; of `kd` the temperature, of `ce` the
+weight decay), picked by accuracy on validation over {tuning_seeds} seeds of their own. Then {seeds}
+seeds, {steps} steps of {batch}: mean accuracy on the test split, paired differences with 95 %
+intervals in points, p of a paired t-test and the same after Holm's correction for {count} methods.
+"""
+AHEAD = """Ahead of plain training at the level of 5 %: {0[0]} of {0[2]} before Holm's correction,
+{0[1]} after. Ahead of plain distillation: {1[0]} of {1[2]} before, {1[1]} after.
+"""
+COSTS = """## A step of each method on classes
+
+CPU seconds of a training step by the method's own recipe, as a multiple of plain distillation with
+the same networks, data and batch; taking turns in one process, {steps} steps each
+(`python -m benchmarks.costs`). {reasons}
+"""
+REASONS: dict[str, str] = {}
+"""Why a step costs more than three of plain distillation."""
 
 
 def json_file(path: Path, told: Mapping[str, Any]) -> None:
@@ -178,13 +201,53 @@ def _bakeoff(cases: list[dict[str, Any]]) -> Iterator[str]:
     yield _table(["each arm", "arm", *cases[0]["numbers"]], rows)
 
 
+def _classes(cases: list[dict[str, Any]]) -> Iterator[str]:
+    (case,) = cases
+    told = {k: ", ".join(f"{v:g}" for v in case[k]) for k in ("lr", "times")}
+    count, methods = len(case["methods"]) - 1, case["methods"]
+    points = len(case["lr"]) * len(case["times"])
+    yield CLASSES.format(**{**case, **told}, points=points, count=count)
+    holms = {base: adjusted(case, base) for base in (PLAIN, BASE)}
+    rows = []
+    for i, name in enumerate(ranked(case), start=1):
+        one = methods[name]
+        cells = [str(i), name, f"{100 * one['mean']:.1f}", f"{one['class_nll']:.3f}"]
+        for base in (PLAIN, BASE):
+            over = one[f"over_{base}"]
+            if over is None:
+                cells += ["-", "-"]
+                continue
+            low, high = (f"{100 * over[k]:+.1f}" for k in ("low", "high"))
+            cells.append(f"{100 * over['mean']:+.1f} ({low} to {high})")
+            cells.append(f"{one[f'p_{base}']:.3f} / {holms[base][name]:.3f}")
+        rows.append([*cells, ", ".join(f"{v:g}" for v in one["tuned"].values())])
+    heads = ["rank", "method", "accuracy, %", "nll", "over ce", "p / Holm", "over kd", "p / Holm"]
+    yield _table([*heads, "rate, knob"], rows)
+    yield AHEAD.format(better(case, PLAIN), better(case, BASE))
+
+
+def _costs(cases: list[dict[str, Any]]) -> Iterator[str]:
+    over = {c["method"] for c in cases if c["ratio"]["median"] > 3}
+    yield COSTS.format(steps=cases[0]["steps"], reasons=" ".join(REASONS[n] for n in sorted(over)))
+    rows = []
+    for c in sorted(cases, key=lambda c: c["ratio"]["median"]):
+        took = f"{1000 * c['seconds']['own']['median']:.2f}"
+        rows.append([c["method"], str(c["batch"]), took, _spread(c["ratio"])])
+    yield _table(["method", "batch", "ms a step", "x kd"], rows)
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-ELSEWHERE = {"bakeoff": _bakeoff}
+ELSEWHERE = {
+    "bakeoff": _bakeoff,
+    "classes-digits": _classes,
+    "classes-mnist1d": _classes,
+    "costs": _costs,
+}
 """Sections that are not measured by ``python -m benchmarks``, but by their own command."""
 SECTIONS = {
     "head": _head,

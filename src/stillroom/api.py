@@ -72,7 +72,8 @@ def distill(  # noqa: PLR0913 - one noun each
         method: a name (``stillroom list``), a mapping with ``name`` and fields, or a method.
         student: a hub name or folder, ``{"lm": {...}}``, a causal LM of transformers (with
             ``tokenizer``), or any ``nn.Module`` that maps inputs to class scores.
-        teacher: the same kinds; none means that the data hold its answers.
+        teacher: the same kinds; none means that the data hold its answers. Several by name, as
+            networks, for a method that calls them so or hears all there are.
         data: as ``data.train``, rows, a mapping as in a recipe's ``data``; for classes a pair of
             tensors, a map-style data set of pairs or a ``DataLoader`` over one, or a mapping of
             these with ``train``, ``validation`` and ``test``.
@@ -89,7 +90,15 @@ def distill(  # noqa: PLR0913 - one noun each
     told["method"] = _method_words(method)
     parts = Parts(tokenizer=tokenizer)
     told["student"] = _student_words(student, parts)
-    told["teacher"] = _teacher_words(teacher, parts)
+    if (
+        isinstance(teacher, Mapping)
+        and teacher
+        and all(isinstance(t, nn.Module) for t in teacher.values())
+    ):
+        told["teachers"] = {name: _words(network) for name, network in teacher.items()}
+        parts.teacher = {name: Local(_network(t)) for name, t in teacher.items()}
+    else:
+        told["teacher"] = _teacher_words(teacher, parts)
     told["data"] = _data_words(data, parts, classes=isinstance(parts.student, Classifier))
     told["name"] = str(told["method"]["name"])
     recipe = make(told, folder=Path())

@@ -29,7 +29,7 @@ def teachers(  # noqa: PLR0913 - what was made of each section
     renderer: Renderer | None,
     splits: Mapping[str, Any],
     *,
-    given: Teacher | None = None,
+    given: Teacher | Mapping[str, Teacher] | None = None,
     world: Any = None,
     ask: bool = True,
 ) -> dict[str, Teacher]:
@@ -41,7 +41,7 @@ def teachers(  # noqa: PLR0913 - what was made of each section
         student: lends its base model.
         renderer: of the student's texts; None where the data are none.
         splits: all data.
-        given: a teacher given as an object, in place of the recipe's only one.
+        given: a teacher given as an object in place of the recipe's only one, or several by name.
         world: that the data are of.
         ask: whether scores that a store lacks are made.
 
@@ -59,6 +59,9 @@ def teachers(  # noqa: PLR0913 - what was made of each section
     for name, one in recipe.spoken.items():
         own = made.get(name)
         with within(f"teachers.{name}") if recipe.teachers else nullcontext():
-            said = given or told_by(one, student, tokenizer, splits, world=world, made=own, ask=ask)
+            object_ = given.get(name) if isinstance(given, Mapping) else given
+            said = object_ or told_by(
+                one, student, tokenizer, splits, world=world, made=own, ask=ask
+            )
             found[name] = across(one, said, renderer, splits, world, own)
     return {"teacher": Routed(found)} if recipe.data.route and recipe.teachers else found

@@ -23,12 +23,13 @@ def progress_bar(name: str, run: Run, *, show: bool) -> Iterator[Tick]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=not show) as bar:
+        counted = "tokens" if run.streams["train"].data.longest else "examples"
         task = bar.add_task(name, total=run.steps, completed=run.step, says="")
 
         def tick(log: Mapping[str, float], seconds: float) -> None:
             loss = [0.0, *(v for k, v in log.items() if k.startswith("loss/"))][-1]
             rate = run.tokens["trained"] / max(seconds, 1e-9)
-            says = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
+            says = f"loss {loss:.4f}  {rate:,.0f} {counted}/s"
             bar.update(task, advance=1, total=run.steps, says=says)
 
         yield tick

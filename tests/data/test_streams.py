@@ -78,3 +78,24 @@ def test_processes_share_one_batch(world):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(Failure, match=r"train\.batch is 5: .* multiple of the 2 processes"):
         Stream(Numbers(11), 5, seed=0, world=2)
+
+
+class Masked(Numbers):
+    def batch(self, indices):
+        made = super().batch(indices)
+        return made.add(mask=torch.full((made.size,), 0.5))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("length", "size"), [(7, 4), (6, 2), (2, 8), (1, 4)])
+def test_everything_is_read_once_and_the_cursor_stays(length, size, world):
+    counted = {}
+    for rank in range(world):
+        stream = Stream(Masked(length), size, seed=0, rank=rank, world=world)
+        stream.next()
+        for batch in stream.everything():
+            assert batch.size == size // world
+            for k, mask in zip(batch.id.tolist(), batch.mask.tolist(), strict=True):
+                counted[k] = counted.get(k, 0) + mask
+        assert stream.cursor == size
+    assert counted == dict.fromkeys(range(length), 0.5)

@@ -20,27 +20,31 @@ class Lesson:
 
     Args:
         name: what it is, for people.
-        rows: what is learned.
+        rows: what is learned; None is the training split as it is, in the only way in which examples
+            with classes are learned.
         steps: how many; 0 learns nothing, and ships the student that it begins with.
         method: None is the recipe's.
         start: folder of a student that an earlier lesson made; None is the recipe's.
         network: another network than the recipe's student, as a recipe tells one.
         rate: of the recipe's learning rates, which are multiplied by it.
         teacher: folder of a model that an earlier lesson made, whose scores are learned from; None
-            where the rows are all there is.
+            is the recipe's for the training split as it is; of other rows they are all there is.
+        draw: which of the fresh weights that the recipe's seed has; lessons of equal networks begin
+            apart where it differs. 0 is that of a recipe without a pipeline.
         beside: further models that are shipped with the student, by name.
         written: how the shipped system answers, where that is more than the student's own sampling:
             ``written(student, prompts) -> texts``, of the plain prompts of a split.
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[Row] | None
     steps: int
     method: Method | None = None
     start: Path | None = None
     network: Mapping[str, Any] | None = None
     rate: float = 1.0
     teacher: Path | None = None
+    draw: int = 0
     beside: Mapping[str, Path] = field(default_factory=dict)
     written: Callable[[Any, Sequence[str]], list[str]] | None = None
 
@@ -53,7 +57,10 @@ class Work(Protocol):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Of the training split, each with an ``id``; what answers messages is their completion."""
+        """Of the training split, each with an ``id``; what answers messages is their completion.
+
+        There are none of examples with classes, which no pipeline sees one by one.
+        """
         ...
 
     @property

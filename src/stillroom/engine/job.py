@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.core import Method, Teacher
 from stillroom.data.streams import Data
+from stillroom.data.views import Views
 from stillroom.engine.settings import Eval, RunOptions, Train
 from stillroom.evaluation.suite import Suite
 from stillroom.rollouts.sampling import Sampling
@@ -27,6 +28,8 @@ class Job:
     run: RunOptions = field(default_factory=RunOptions)
     sampling: Sampling = field(default_factory=Sampling)
     suite: Suite | None = None
+    views: Views | None = None
+    """How the examples of all streams are changed when they are learned from."""
     pad_id: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     ledger: Mapping[str, Any] = field(default_factory=dict)

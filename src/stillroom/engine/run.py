@@ -194,6 +194,14 @@ class Run:
     def next(self, stream: str) -> Batch:
         return self.streams[stream].next().to(self.processes.device)
 
+    def everything(self, stream: str) -> Iterator[Batch]:
+        """Every sample of a stream once, without a view, in batches; it goes on as if not read.
+
+        What fills the last batch up has mask 0. Each process gets its share, of one size.
+        """
+        for batch in self.streams[stream].everything():
+            yield batch.to(self.processes.device)
+
     def gather(self, value: Any) -> Any:
         """The shares of all processes, joined along the first axis, with gradient."""
         return self.processes.gather(value)

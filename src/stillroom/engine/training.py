@@ -94,7 +94,12 @@ class _Training:
         self.checkpoints = record.folder / "checkpoints"
         self.streams = {
             name: Stream(
-                data, job.train.batch, job.run.seed, rank=processes.rank, world=processes.world
+                data,
+                job.train.batch,
+                job.run.seed,
+                rank=processes.rank,
+                world=processes.world,
+                views=job.views,
             )
             for name, data in job.streams.items()
         }

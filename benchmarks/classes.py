@@ -89,8 +89,12 @@ def claim(told: Mapping[str, Any], pair: str, name: str) -> dict[str, Any]:
         "eval": {"every": None, "metrics": ["accuracy"], "samples": 0},
         "run": {"threads": 1},
     }
+    net = ends["student"]["net"]
     arms = {
-        arm: {"method": methods[arm]["method"], **methods[arm].get("recipe", {})}
+        arm: {
+            "method": methods[arm]["method"],
+            "student": {"net": {**net, **methods[arm].get("net", {})}},
+        }
         for arm in (name, PLAIN)
     }
     return {

@@ -134,7 +134,7 @@ def fitted(given: Any) -> Any:
 def test_directions_are_those_of_all_training_examples_each_counted_once(
     size: int, turn: bool
 ) -> None:
-    """Batches of 3 of 8 examples: the third one reaches into the next pass."""
+    """Batches of 3 of 8 examples: the third one is filled up with what does not count."""
     run = job(LELP(rotate=turn), batch=size)
     h, weight, labels = everything(run)
     told = fitted(run)

@@ -32,11 +32,10 @@ class LELP(Method):
     class (``student.net.subclasses``), z [C * S], and a class's probability is their sum. One
     subclass is plain ``kd``, and at large beta classes learn as with it.
 
-    Means m_c, directions and scale are fitted once, on all training examples, and kept as buffers
-    of a player. For that the first step reads one pass of the training stream without learning from
-    it, so training goes on with the second. Where the last layer reads all of h (no fewer classes
-    than its width) the embedding is taken as it is; a class of n examples has at most n - 1
-    directions.
+    Means m_c, directions and scale are fitted once, before the first step, on each training example
+    as it is (without views), and kept as buffers of a player. Where the last layer reads all of h
+    (no fewer classes than its width) the embedding is taken as it is. A class of n examples has at
+    most n - 1 directions; of one it is a single subclass.
 
     Differences: KL stands for the paper's cross-entropy, from which it differs by a constant.
     Unconfirmed: scale, which is the root mean square of the scores of a class's own examples, over

@@ -44,8 +44,11 @@ class TGeoKD(Method):
     paper unrolls one step; the inner step is plain gradient descent whatever the student's
     optimiser.
 
-    A step costs about four times that of plain distillation where the student is the larger part
-    of it: two further passes of the student, and the gradient of a gradient.
+    A controller that learns fast can saturate early, and trust the teacher where it errs: give it a
+    rate below the student's (``train.lr``, by player).
+
+    A run of 400 steps took 2.2 CPU seconds in the recipe's world, and plain distillation 0.7: the
+    student is passed two further times, and the gradient of a gradient taken.
 
     Args:
         temperature: tau.

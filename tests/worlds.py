@@ -45,7 +45,11 @@ END = "<eos>"
 OURS = ("<pad>", END, "a", "b", "c", "d", "ab", "abc", "cd", "da", "bc")
 THEIRS = ("<pad>", "d", "c", "b", "a", "da", "dab", "ca", END, "bc", "cc", "ba", "bd")
 """Tokens of a student and of a teacher with another tokenizer, by id; 0 pads both."""
-METRICS = {"text": ("likelihood", "generation", "critic"), "classes": ("accuracy",)}
+METRICS = {
+    "text": ("likelihood", "generation", "critic"),
+    "classes": ("accuracy", "two_heads"),
+    "many": ("many_labels",),
+}
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24}
 
 
@@ -211,7 +215,8 @@ def job(method: Method, world: World, **changes: Any) -> Job:
     told: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 0.05, "every": None, "max_new_tokens": 4}
     told |= changes
     steered = method.needs.metrics
-    measured = METRICS[world.kind] if told.pop("metrics", False) or steered else ()
+    numbers = METRICS["many" if world.many else world.kind]
+    measured = numbers if told.pop("metrics", False) or steered else ()
     if steered and told["every"] is None:
         told["every"] = 1
 

@@ -8,11 +8,12 @@ and says so under "Numbers changed" in its fragment.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from worlds import World, job, steps, world_for
+from worlds import job, steps, world_for
 
 from stillroom import catalogue
 
@@ -27,7 +28,7 @@ def numbers(name: str) -> Numbers:
     cls = catalogue.load(name)
     told: Numbers = {}
     for world in world_for(cls):
-        logs = steps(job(cls(), World(kind=world.kind, exact=True), steps=STEPS)).logs
+        logs = steps(job(cls(), replace(world, exact=True), steps=STEPS)).logs
         kept = [{k: v for k, v in log.items() if k.startswith(("loss/", "grad_"))} for log in logs]
         told[world.kind] = kept
     return told

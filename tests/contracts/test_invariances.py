@@ -30,6 +30,7 @@ from stillroom.methods.kd import KD
 from stillroom.methods.kid import KID
 from stillroom.methods.minillm import MiniLLM
 from stillroom.methods.plad import PLaD
+from stillroom.methods.pld import PLD
 from stillroom.methods.preference import Preference
 from stillroom.methods.rskd import RSKD
 from stillroom.methods.self_evolution_kd import SelfEvolutionKD
@@ -75,6 +76,7 @@ METHODS: dict[str, Method] = {
     "skd": SKD(top_k=3, sample_temperature=1.0, sample_top_p=1.0),
     "plad": PLaD(warmup=0.0),
     "plad, margin": PLaD(warmup=0.0, version="margin", mean=False, refresh=2, beta=5.0),
+    "pld": PLD(temperature=2.0),
     "preference": Preference(smoothing=0.1, anchor=0.5),
     "preference, redi": Preference(shape="linear", reference=False, mean=True, beta=1.0),
     "preference, hinge": Preference(

@@ -27,6 +27,7 @@ from stillroom.methods.kd import KD
 from stillroom.methods.kid import KID
 from stillroom.methods.minillm import MiniLLM
 from stillroom.methods.plad import PLaD
+from stillroom.methods.pld import PLD
 from stillroom.methods.preference import Preference
 from stillroom.methods.rskd import RSKD
 from stillroom.methods.self_evolution_kd import SelfEvolutionKD
@@ -169,7 +170,7 @@ METHODS |= {"distillm": DistiLLM(start=0.9)}
 METHODS |= {"dpkd": DPKD(level="sequence"), "ammd": AMMD()}
 METHODS |= {"self_evolution_kd": SelfEvolutionKD(), "delta_kd": DeltaKD()}
 METHODS |= {"plad": PLaD(warmup=0.34)}
-METHODS |= {"preference": Preference(anchor=0.5)}
+METHODS |= {"preference": Preference(anchor=0.5), "pld": PLD()}
 METHODS |= {"gad_pooled": GAD(**GAD_ALL, pooled=Pooling(replay=24))}
 
 

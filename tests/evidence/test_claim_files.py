@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from stillroom.config.cases import read_claim, varied
+from stillroom.config.recipe import make
 from stillroom.core import Failure
 from stillroom.outcomes import CLAIMS
 
@@ -160,7 +161,26 @@ def test_no_claim_of_that_name_and_no_mapping(tmp_path):
 def test_every_packaged_claim_can_be_read(name):
     case = read_claim(name)
     assert case.claim.seeds >= 5
-    assert name.startswith(case.claim.method)
+    whose = (case.claim.method, str(case.claim.recipe))  # a recipe may be a paper of its own
+    assert name.startswith(whose)
     assert "not show" in case.claim.about
     counts = {len(case.points(arm)) for arm in case.arms}
     assert len(counts) == 1, "both arms are tuned alike"
+
+
+def test_a_grid_does_not_reach_a_model_that_is_trained_first(tmp_path):
+    recipe = make(
+        {
+            "method": "kd",
+            "student": {"net": {"kind": "mlp"}},
+            "teacher": {"trained": {"student": {"net": {"kind": "mlp"}}, "steps": 9}},
+            "data": {"items": {"name": "digits"}},
+            "train": {"steps": 4, "lr": 0.01, "batch": 16},
+        },
+        folder=tmp_path,
+    )
+    changed = varied(recipe, {"train.lr": 0.5, "train.steps": 3})
+    assert (changed.train.lr, changed.train.steps) == (0.5, 3)
+    assert changed.teacher.trained.train["lr"] == 0.01
+    assert changed.teacher.trained.train["batch"] == 16
+    assert varied(changed, {"train.lr": 0.7}).teacher.trained.train["lr"] == 0.01

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stillroom.core import Failure
-from stillroom.losses.relations import angle, distance
+from stillroom.losses.relations import angle, distance, distance_within
 
 both = pytest.mark.parametrize("loss", [distance, angle])
 seeds = st.integers(0, 2**31)
@@ -159,3 +159,70 @@ def test_half_precision_is_computed_in_float32(loss):
 def test_other_examples_are_refused(loss, shape):
     with pytest.raises(Failure, match=r"\[6, 3\]"):
         loss(embeddings()[0], torch.zeros(shape))
+
+
+# ---- distance_within
+
+
+def groups(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Five groups of up to six members, with 6, 4, 2, 1 and 0 of them there."""
+    draw = torch.Generator().manual_seed(seed)
+    student = torch.randn(5, N, 3, generator=draw, dtype=torch.float64)
+    teacher = torch.randn(5, N, 4, generator=draw, dtype=torch.float64)
+    there = torch.zeros(5, N, dtype=torch.bool)
+    for row, who in zip(there, ([0, 1, 2, 3, 4, 5], [0, 2, 3, 5], [1, 4], [3], []), strict=True):
+        row[who] = True
+    return student, teacher, there
+
+
+def test_groups_equal_plain_loops_over_their_members():
+    student, teacher, there = groups()
+    student[0, 0] *= 100  # far out, so that the linear part of Huber is reached
+    student[1, 3] = student[1, 2]
+    found = distance_within(student, teacher, there)
+    for g, members in enumerate(there):
+        who = members.nonzero().flatten().tolist()
+        wanted = torch.zeros(N, dtype=torch.float64)
+        if len(who) > 1:
+            alone = distance_by_loops(student[g, who].tolist(), teacher[g, who].tolist())
+            wanted[who] = torch.tensor(alone, dtype=torch.float64)
+        torch.testing.assert_close(found[g], wanted)
+    assert found[1].max() > 0
+    assert found[2].abs().max() < 1e-15  # of two, the only distance is its own mean
+
+
+def test_who_is_no_member_has_neither_value_nor_gradient():
+    student, teacher, there = groups()
+    student.requires_grad_()
+    plain = distance_within(student, teacher, there)
+    (slope,) = torch.autograd.grad(plain.sum(), student)
+    assert slope[~there].abs().max() == 0
+    assert slope[0].abs().min() > 0
+    with torch.no_grad():
+        student[~there] += 5
+    assert torch.equal(distance_within(student, teacher, there), plain)
+
+
+def test_members_that_coincide_have_a_finite_gradient():
+    student, teacher, there = groups()
+    student[0, :] = 1.0
+    student[1, 3] = student[1, 2]
+    student.requires_grad_()
+    (slope,) = torch.autograd.grad(distance_within(student, teacher, there).sum(), student)
+    assert slope.isfinite().all()
+    assert slope[1].abs().max() > 0
+
+
+def test_gradients_of_groups_are_those_of_differences():
+    student, teacher, there = groups()
+    assert torch.autograd.gradcheck(
+        lambda s: distance_within(s, teacher, there), student.requires_grad_()
+    )
+
+
+def test_groups_of_other_shapes_are_refused():
+    student, teacher, there = groups()
+    with pytest.raises(Failure, match=r"members \[5, 5\]"):
+        distance_within(student, teacher, there[:, 1:])
+    with pytest.raises(Failure, match="groups need one embedding"):
+        distance_within(student, teacher[1:], there)

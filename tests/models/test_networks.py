@@ -7,7 +7,7 @@ import torch
 
 from stillroom.core import Batch, Failure
 from stillroom.models.classes import Classifier
-from stillroom.models.networks import CNN, MLP, Shape, Summed, ViT, build, rebuilt
+from stillroom.models.networks import CNN, MLP, Queries, Shape, Summed, ViT, build, rebuilt
 
 IMAGE = Shape(inputs=(1, 8, 8), classes=5)
 SIGNAL = Shape(inputs=(1, 40), classes=3)
@@ -17,6 +17,7 @@ KINDS = [
     CNN(channels=[4, 6, 8], pool=2),
     CNN(channels=[5], norm=False, head_bias=False, subclasses=2),
     ViT(width=8, depth=2, heads=2, subclasses=4),
+    Queries(channels=[4], width=6, heads=2),
 ]
 
 
@@ -60,3 +61,34 @@ def test_subclasses_add_up_their_probabilities():
 def test_an_image_is_asked_for_where_one_is_read():
     with pytest.raises(Failure, match=r"cnn: reads images .* take kind: mlp"):
         build(CNN(), Shape(inputs=(4,), classes=2))
+
+
+def test_queries_give_an_embedding_and_a_score_for_each_label():
+    torch.manual_seed(0)
+    network = build(Queries(channels=[4, 6], width=8, heads=2), IMAGE).eval()
+    x = torch.randn(3, 1, 8, 8)
+    said = Classifier(network, ["last", "parts.1"])(Batch(x=x, id=torch.arange(3)))
+    embeddings, head = said.features["last"], said.head
+    assert embeddings.shape == (3, 5, 8)
+    wanted = torch.stack([embeddings[:, c] @ head.weight[c] + head.bias[c] for c in range(5)], 1)
+    torch.testing.assert_close(said.logits, wanted)
+    assert "tail.0.queries" not in dict(network.named_parameters())
+    # attention by hand, a label and a place at a time
+    decoder, maps = network.tail[0], said.features["parts.1"]
+    places = decoder.place(maps).relu().flatten(2).transpose(1, 2)
+    keys, values = decoder.read(places).split(8, dim=-1)
+    asked = decoder.first(decoder.queries)
+    q = decoder.ask(asked)
+    for n in range(3):
+        for c in range(5):
+            seen = []
+            for part in (slice(0, 4), slice(4, 8)):
+                scores = torch.stack([q[c, part] @ k[part] / 2 for k in keys[n]])
+                shares = (scores - scores.max()).exp()
+                shares = shares / shares.sum()
+                seen.append(sum(w * v[part] for w, v in zip(shares, values[n], strict=True)))
+            told = decoder.second(asked[c] + decoder.write(torch.cat(seen)))
+            told = decoder.third(told + decoder.down(decoder.up(told).relu()))
+            torch.testing.assert_close(embeddings[n, c], told, rtol=1e-4, atol=1e-5)
+    with pytest.raises(Failure, match="width 6 must be a multiple of heads 4"):
+        build(Queries(width=6), IMAGE)

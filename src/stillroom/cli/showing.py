@@ -1,4 +1,4 @@
-"""``stillroom show``: a method's page, or how much of one tokenizer another one can say."""
+"""``stillroom show``: a method's page, two tokenizers beside each other, a network's layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.cli import layering
 from stillroom.cli.common import Json, quiet, tokenizer
 from stillroom.failures import Failure
 
-TOKENIZERS = "tokenizers"
+TOKENIZERS, LAYERS = "tokenizers", "layers"
 """What ``show`` is told instead of a method's name."""
 Names = Annotated[
-    list[str] | None, typer.Argument(help="Two tokenizers: hub name, folder, GGUF, package:NAME.")
+    list[str] | None,
+    typer.Argument(
+        help="Two tokenizers, or a recipe or model: hub name, folder, GGUF, package:NAME."
+    ),
 ]
 Data = Annotated[str | None, typer.Option(help="Rows to compare tokenizers on.")]
 Mass = Annotated[bool, typer.Option("--mass", help="The first is a model: what it thinks likely.")]
@@ -24,16 +28,19 @@ Out = Annotated[Path | None, typer.Option(help="A page about the tokenizers, an 
 
 
 def show(
-    name: Annotated[str, typer.Argument(help=f"A method, or '{TOKENIZERS}'.")],
+    name: Annotated[str, typer.Argument(help=f"A method, '{TOKENIZERS}' or '{LAYERS}'.")],
     names: Names = None,
     data: Data = None,
     mass: Mass = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Show one method: formula, needs, fields, paper, verdict; or compare two tokenizers."""
+    """Show one method (formula, needs, fields, verdict), two tokenizers, or a network's layers."""
     if name == TOKENIZERS:
         return tokenizers(names or [], data, mass=mass, out=out, as_json=as_json)
+    if name == LAYERS and not (data or mass or out):
+        quiet()
+        return layering.layers(names or [], as_json=as_json)
     if names or data or mass or out:
         raise Failure(f"show {name}: more words and options go with 'show {TOKENIZERS}' alone")
     quiet()

@@ -9,18 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stillroom.catalogue import nearest
 from stillroom.config import speakers, students
 from stillroom.config.corpus import corpus
 from stillroom.config.items import classifier, items_of
-from stillroom.config.recipe import Recipe, find_data
+from stillroom.config.recipe import Recipe, find_data, method_of
 from stillroom.config.specs import TeacherSpec
 from stillroom.config.students import Beginning
 from stillroom.config.taught import Taught, begun
 from stillroom.config.texts import Texts, gathered, questions_of, rendered
-from stillroom.config.working import Work, last_lesson
+from stillroom.config.working import Work
 from stillroom.core import Failure, Teacher
 from stillroom.data.rows import Row
 from stillroom.data.streams import Data
@@ -44,7 +42,8 @@ class Parts:
 
     student: Any = None
     tokenizer: Any = None
-    teacher: Teacher | None = None
+    teacher: Teacher | Mapping[str, Teacher] | None = None
+    """One, or several by the names that the recipe gives them."""
     taught: Mapping[str, Taught | None] | None = None
     rows: Sequence[Row] | None = None
     splits: Mapping[str, Data] = field(default_factory=dict)
@@ -80,7 +79,7 @@ def build(recipe: Recipe, parts: Parts | None = None, *, ready: bool = True) -> 
             return replace(made, recipe=recipe.resolved())
         shape = students.adapted_as(recipe, first.network)
         parts = replace(parts, student=shape, tokenizer=first.tokenizer)
-    torch.manual_seed(recipe.run.seed)
+    students.seeded(recipe)
     if parts.splits or recipe.data.items is not None:
         return _class_job(recipe, parts, apart, ready=ready)
     if parts.student is None:
@@ -107,29 +106,47 @@ def _piped(recipe: Recipe, parts: Parts, *, ready: bool) -> Job:
     if parts.student is not None or parts.teacher is not None or parts.splits:
         raise Failure("pipeline: it trains more than once: name student and teacher, not objects")
     students.check(recipe)
-    texts = questions_of(recipe, parts.rows)
-
-    def job_of(own: Recipe, rows: Sequence[Row]) -> Job:
-        return build(own, replace(parts, lesson=rows))
-
-    work = Work(recipe, texts.rows, texts.world, job_of, parts.again)
+    work = _work(recipe, parts)
     if not (ready and parts.ask):
-        silent = replace(recipe, pipeline=None, teacher=TeacherSpec(recorded=True), teachers={})
-        shape = build(silent, replace(parts, lesson=work.examples(), ask=False), ready=False)
+        shape = _shape(recipe, parts, work)
         return replace(shape, recipe=recipe.resolved(), ledger={**shape.ledger, **work.plan()})
-    lesson = last_lesson(work)
-    own = replace(work.lesson(lesson), name=recipe.name, eval=recipe.eval)
-    job = job_of(own, lesson.rows)
+    lesson = work.last()
+    own = replace(work.lessons.recipe_of(lesson), name=recipe.name, eval=recipe.eval)
+    job = work.lessons.build(own, lesson.rows)
     assert job.suite is not None
     work.tokenizer = job.suite.renderer and job.suite.renderer.tokenizer
     return replace(
         job,
         recipe=recipe.resolved(),
         ledger={**job.ledger, "pipeline": work.ledger},
-        suite=job.suite.by(lesson.written),
-        earlier=asdict(work.spent),
+        suite=job.suite.by(lesson.written, lesson.beside),
+        earlier=asdict(work.lessons.spent),
         beside=lesson.beside,
     )
+
+
+def _work(recipe: Recipe, parts: Parts) -> Work:
+    def job_of(own: Recipe, rows: Sequence[Row] | None) -> Job:
+        return build(own, replace(parts, lesson=rows))
+
+    kind = "text" if recipe.data.items is None else "image"
+    if recipe.pipeline is not None and recipe.pipeline.modality not in ("any", kind):
+        raise Failure(
+            f"pipeline: {type(recipe.pipeline).__name__} works on {recipe.pipeline.modality}: give "
+            f"{'data.items' if kind == 'text' else 'text, and no data.items'}"
+        )
+    if kind == "image":
+        return Work(recipe, {}, None, job_of, parts.again)
+    texts = questions_of(recipe, parts.rows)
+    return Work(recipe, texts.rows, texts.world, job_of, parts.again)
+
+
+def _shape(recipe: Recipe, parts: Parts, work: Work) -> Job:
+    """A job as that of a lesson, for which nothing is asked or taught."""
+    own = replace(recipe, pipeline=None, teacher=TeacherSpec(recorded=True), teachers={})
+    if recipe.data.items is not None and not recipe.teacher.recorded:
+        own = replace(recipe, pipeline=None, method=method_of("kd"))
+    return build(own, replace(parts, lesson=work.examples(), ask=False), ready=False)
 
 
 def _class_job(recipe: Recipe, parts: Parts, apart: Any, *, ready: bool) -> Job:
@@ -140,7 +157,7 @@ def _class_job(recipe: Recipe, parts: Parts, apart: Any, *, ready: bool) -> Job:
     items = items_of(recipe)
     if parts.teacher is None and parts.taught is None:
         parts = replace(parts, taught=speakers.trained(recipe, apart, ready=ready))
-    torch.manual_seed(recipe.run.seed)  # whether a teacher was trained now or before
+    students.seeded(recipe)  # whether a teacher was trained now or before
     student = classifier(recipe, items)
     ledger = items.ledger(recipe.data.licence)
     return _job(recipe, parts, student, None, dict(items.splits), ledger, None)
@@ -149,7 +166,7 @@ def _class_job(recipe: Recipe, parts: Parts, apart: Any, *, ready: bool) -> Job:
 def _text_job(recipe: Recipe, parts: Parts, texts: Texts, tokenizer: Any, begin: Beginning) -> Job:
     student = parts.student
     if student is None:
-        torch.manual_seed(recipe.run.seed)  # whether what came before was made now or before
+        students.seeded(recipe)  # whether what came before was made now or before
         student = students.student(recipe, begin, tokenizer)
     renderer = Renderer(tokenizer, student.stop_ids, recipe.data.train_on)
     ledger: dict[str, Any] = {}
@@ -202,6 +219,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
     world = texts.world if texts else None
     told = {"given": parts.teacher, "world": world, "ask": parts.ask}
     teachers = speakers.teachers(recipe, parts.taught or {}, student, renderer, splits, **told)
+    students.moved(recipe, student, teachers)
     check_needs(recipe.method, student, teachers)
     streams = {k: v for k, v in splits.items() if k not in ("validation", "test")}
     students.view(recipe, _models(student, teachers), streams.values(), renderer)
@@ -216,6 +234,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         sampling=recipe.sampling,
         teachers=teachers,
         world=world,
+        train=splits.get("train"),
         budget=recipe.train.tokens_per_micro,
         seed=recipe.run.seed,
         copies=recipe.eval.copies,
@@ -235,6 +254,7 @@ def _job(  # noqa: PLR0913 - what was made of each section
         run=recipe.run,
         sampling=recipe.sampling,
         suite=suite,
+        views=recipe.data.views,
         pad_id=renderer.pad_id if renderer else 0,
         recipe=recipe.resolved(),
         ledger=ledger,

@@ -146,10 +146,16 @@ def _tried(knob: Knob, arm: str, told: dict[str, Any]) -> list[Any]:
 def varied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with some of its resolved values replaced, by dotted key, and checked again.
 
+    Models that are trained first learn as the recipe itself says: a rate that is tuned for the
+    student must not give each point of a grid another teacher.
+
     Raises:
         Failure: no such key (the nearest is named), or a value that is not allowed there.
     """
     told = recipe.resolved()
+    for one in (told["student"], told.get("teacher"), *told.get("teachers", {}).values()):
+        if one and one["trained"]:
+            one["trained"]["train"] = {**told["train"], **one["trained"]["train"]}
     for key, value in values.items():
         place, last = _place(told, key)
         place[last] = value

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stillroom.catalogue import nearest
-from stillroom.config.recipe import Recipe
+from stillroom.config.recipe import Recipe, find_data
 from stillroom.config.values import checked, within
 from stillroom.core import Failure
+from stillroom.data.class_folders import ClassFolders
+from stillroom.data.class_groups import ClassGroups
+from stillroom.data.class_rows import ClassRows
 from stillroom.data.digits import Digits
+from stillroom.data.glyphs import Glyphs
 from stillroom.data.items import ItemData
-from stillroom.models import networks
+from stillroom.data.mnist1d import MNIST1D
+from stillroom.data.shortcut import Shortcut
+from stillroom.data.sklearn_tables import SklearnTables
+from stillroom.models import networks, pretrained
 from stillroom.models.classes import Classifier, load
 from stillroom.models.sources import resolved
 
 ITEMS: dict[str, Any] = {
+    "class_groups": ClassGroups,
     "digits": Digits,
+    "folder": ClassFolders,
+    "glyphs": Glyphs,
+    "mnist1d": MNIST1D,
+    "rows": ClassRows,
+    "shortcut": Shortcut,
+    "sklearn": SklearnTables,
 }
 """What ``data.items.name`` chooses among."""
+OF_FILES = (ClassFolders, ClassRows)
+"""Those that read ``data.train`` and so on; the others make or bring their examples."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class Items:
 
     splits: dict[str, ItemData]
     name: str
+    told: Mapping[str, str] = field(default_factory=dict)
+    """The files that the recipe names, by split."""
 
     @property
     def shape(self) -> networks.Shape:
@@ -39,13 +57,19 @@ class Items:
     def files(self) -> list[dict[str, Any]]:
         """What was read, with hashes."""
         return [
-            {"file": f"{self.name}:{split}", "rows": len(data), "sha256": data.sha256}
+            {
+                "file": self.told.get(split, f"{self.name}:{split}"),
+                "rows": len(data),
+                "sha256": data.sha256,
+            }
             for split, data in self.splits.items()
         ]
 
     def ledger(self, licence: str | None) -> dict[str, Any]:
+        names = self.splits["train"].names
         return {
             "files": self.files,
+            **({} if names is None else {"classes": list(names)}),
             "form": "classes",
             "rows": {split: len(data) for split, data in self.splits.items()},
             "sha256": {split: data.sha256 for split, data in self.splits.items()},
@@ -66,17 +90,44 @@ def items_of(recipe: Recipe) -> Items:
             f"data.items.name: there is no {name!r}{nearest(str(name), list(ITEMS))}; there is "
             f"{', '.join(ITEMS)}"
         )
-    made = checked(ITEMS[name], told, "data.items").splits(recipe.run.seed)
-    return Items(made, name)
+    chosen = checked(ITEMS[name], told, "data.items")
+    if isinstance(chosen, OF_FILES):
+        return _of_files(recipe, chosen, name)
+    return Items(chosen.splits(recipe.run.seed), name)
+
+
+def _of_files(recipe: Recipe, chosen: ClassFolders | ClassRows, name: str) -> Items:
+    told = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
+    if told["train"] is None:
+        raise Failure("data.train: name a file of rows, or a folder of images")
+    named = {split: file for split, file in told.items() if file is not None}
+    found = {k: find_data(file, recipe.folder, f"data.{k}") for k, file in named.items()}
+    return Items(chosen.read(found, recipe.data.hold_out), name, named)
 
 
 def classifier(recipe: Recipe, items: Items) -> Classifier:
-    """The recipe's student: with fresh weights, or from a folder."""
-    told = recipe.student
+    """The recipe's student: with fresh weights, from a folder, or one that others made.
+
+    The ends of a network of timm, and the head of a model of transformers, are made to fit the
+    classes where they do not.
+    """
+    told, shape = recipe.student, items.shape
+    words = not items.splits["train"].batch([0]).x.is_floating_point()
     if told.net is not None:
-        return fresh(told.net, items.shape, "student.net")
+        if words:
+            raise Failure(
+                "student.net: reads numbers, and these examples are token ids: take student.model, "
+                "a folder with a model of transformers"
+            )
+        return fresh(told.net, shape, "student.net")
     with within("student.model"):
-        return load(Path(resolved(str(told.model))))
+        source = resolved(str(told.model))
+        if source.startswith(pretrained.TIMM):
+            spec = pretrained.Timm(model=source.removeprefix(pretrained.TIMM), pretrained=True)
+            return Classifier(networks.build(spec, shape))
+        if pretrained.of_transformers(source):
+            return Classifier(pretrained.network(source, shape.classes))
+        return load(Path(source))
 
 
 def fresh(told: Mapping[str, Any], shape: networks.Shape, path: str) -> Classifier:

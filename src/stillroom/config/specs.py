@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
+from stillroom.data.views import Views
 from stillroom.failures import Failure
 from stillroom.store.requests import Decoding
 from stillroom.teachers.api import address
@@ -78,9 +79,14 @@ class Network:
     (``tokenizer: from-data``, which a made-up world must be told), or the one named.
 
     Args:
-        model: which.
+        model: which. With ``data.items`` a folder with a classifier or any model of
+            ``transformers``, or ``timm:NAME``.
         net: a small classifier with fresh weights, by ``kind`` (``mlp``, ``cnn``, ``vit``) and its
             sizes; its ends fit the data (``data.items``).
+        draw: which of the fresh weights that the seed has: another one is another random start on
+            the same data.
+        near: share of the teacher's weights in the first ones, ``(1 - near) fresh + near teacher``,
+            of a student of the teacher's shape.
         trained: a model that is trained before all else, made once and kept.
         cut: keeps some layers of a model.
         heal: a training before the arms; steps, or a mapping.
@@ -97,6 +103,8 @@ class Network:
     trust_remote_code: bool = False
     lm: dict[str, Any] | None = None
     net: dict[str, Any] | None = None
+    draw: Annotated[int, Ge(0)] = 0
+    near: Annotated[float, Ge(0), Le(1)] = 0.0
     vocab_size: Annotated[int, Ge(300)] = 4096
     tokenizer: str | None = None
     trained: Trained | None = None
@@ -241,7 +249,12 @@ class DataSpec:
         route: the column that names each row's teacher, one of ``teachers``.
         world: a made-up world instead of files (``marked_orders``, ``zipf_chain``, ``addition``,
             ``markov``, ``chains``) by ``name``, and its options.
-        items: examples with classes instead of text, by ``name`` (``digits``), and its options.
+        items: examples with classes instead of text, by ``name`` (``digits``, ``mnist1d``,
+            ``sklearn`` and others; ``rows`` and ``folder`` read ``train`` and so on), with its
+            options.
+        views: how inputs that are no text are changed when they are learned from (``shift``,
+            ``flip``, ``scale``, ``noise``, ``mixup``), and what of it the teacher sees. A network
+            that is trained first has views of its own (``trained.data.views``), or none.
         licence: shown in the model card.
     """
 
@@ -264,4 +277,5 @@ class DataSpec:
     route: str | None = None
     world: dict[str, Any] | None = None
     items: dict[str, Any] | None = None
+    views: Views | None = None
     licence: str | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -18,17 +19,20 @@ from stillroom.config.specs import Cut, Heal
 from stillroom.config.teachers import options
 from stillroom.config.texts import Texts
 from stillroom.config.values import checked, plain, within
-from stillroom.core import Failure
+from stillroom.core import Failure, Teacher
 from stillroom.data.further import ANSWERS, COT
 from stillroom.data.rows import Row
 from stillroom.data.text import Renderer, TextData
 from stillroom.engine.settings import Eval
 from stillroom.models import text
 from stillroom.models.adapters import adapted
+from stillroom.models.between import between
 from stillroom.models.cut import cut, same, search
 from stillroom.models.sources import fingerprint, resolved
 from stillroom.models.view import fit, narrowed
 from stillroom.pipelines._stages import code_of, stage
+from stillroom.rollouts.sampling import uniform
+from stillroom.teachers.local import Local
 
 EOS = "<|endoftext|>"
 FROM_DATA = "from-data"
@@ -45,6 +49,12 @@ class Beginning:
     source: str | None
     stages: dict[str, Path] = field(default_factory=dict)
     layers: list[int] | None = None
+
+
+def seeded(recipe: Recipe) -> None:
+    """Begins torch's random numbers where fresh weights of ``student.draw`` begin."""
+    seed, draw = recipe.run.seed, recipe.student.draw
+    torch.manual_seed(int(uniform(seed, draw) * 2**53) if draw else seed)
 
 
 def check(recipe: Recipe) -> None:
@@ -206,6 +216,17 @@ def student(recipe: Recipe, begin: Beginning, tokenizer: Any) -> text.CausalLM:
             kind, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, **sizes
         )
     return adapted_as(recipe, made)
+
+
+def moved(recipe: Recipe, student: Any, teachers: Mapping[str, Teacher]) -> None:
+    """Moves the student's first weights towards the teacher's, as ``student.near`` says."""
+    if not recipe.student.near:
+        return
+    with within("student.near"):
+        teacher = teachers.get("teacher")
+        if not isinstance(teacher, Local):
+            raise Failure("the teacher must be one network in this process")
+        student.load_state_dict(between(student, teacher.network, recipe.student.near))
 
 
 def adapted_as(recipe: Recipe, made: text.CausalLM) -> text.CausalLM:

@@ -87,7 +87,9 @@ def _own(recipe: Recipe, told: Trained) -> Recipe:
         student=told.student,
         teacher=TeacherSpec(recorded=True),
         teachers={},
-        data=checked(DataSpec, {**plain(recipe.data), "route": None, **told.data}, "data"),
+        data=checked(
+            DataSpec, {**plain(recipe.data), "route": None, "views": None, **told.data}, "data"
+        ),
         train=checked(type(recipe.train), _changes(recipe, told.train, told.steps), "train"),
         eval=Eval(every=None, samples=0),
         run=replace(recipe.run, seed=told.seed),

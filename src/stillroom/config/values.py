@@ -131,13 +131,20 @@ def _names(cls: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
         if dataclasses.is_dataclass(kind):
             owner = kind
             names.append(str(part))
-            kind = typing.get_type_hints(kind).get(str(part), Any)
+            kind = _or_none(typing.get_type_hints(kind).get(str(part), Any))
         elif found := [k for k in _dataclasses_in(kind) if k.__name__ in str(part)]:
             owner = found[0]  # a member of a union: Rate, or list[Rate] and the like
             kind = owner if owner.__name__ == part else kind
         elif isinstance(part, int) or (str(part).isidentifier() and part not in _SCALARS):
             names.append(str(part))
     return names, owner
+
+
+def _or_none(kind: Any) -> Any:
+    """The one kind beside None, of which pydantic names no member; else the kind as it is."""
+    others = [part for part in typing.get_args(kind) if part is not type(None)]
+    alone = len(others) == 1 and dataclasses.is_dataclass(others[0])
+    return others[0] if alone and type(None) in typing.get_args(kind) else kind
 
 
 _SCALARS = {"float", "int", "str", "bool", "constrained"}

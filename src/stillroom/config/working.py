@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,19 @@ import torch
 from transformers import AutoTokenizer
 
 from stillroom.config.asking import Answering
+from stillroom.config.lessons import Build, Lessons
 from stillroom.config.recipe import Recipe
-from stillroom.config.specs import Network, TeacherSpec
-from stillroom.config.values import checked, plain, within
+from stillroom.config.values import plain, within
 from stillroom.core import Failure, Lesson, Pipeline
 from stillroom.data.rows import Row
 from stillroom.data.text import Renderer
 from stillroom.data.turns import answer, question
-from stillroom.engine.job import Job
-from stillroom.engine.parallel import Processes
-from stillroom.engine.settings import Eval
-from stillroom.engine.training import train
 from stillroom.models import text
-from stillroom.models.sources import fingerprint, resolved
+from stillroom.models.sources import fingerprint
 from stillroom.pipelines._stages import code_of, stage
 from stillroom.rollouts.sampling import Sampling, sample
 from stillroom.store.requests import digest
 from stillroom.traces.verifying import verified
-
-Build = Callable[..., Job]
-LATER = {"model": None, "lm": None, "trained": None, "cut": None, "heal": None}
-"""Ways to come by a student, none of which is gone again once a lesson made one."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What the trainings before the last one took."""
-
-    cpu_seconds: float = 0.0
-    seconds: float = 0.0
-    steps: int = 0
 
 
 class Work:
@@ -52,7 +34,7 @@ class Work:
         recipe: with a pipeline.
         rows: questions by split; the test split is not looked at.
         world: that they are of.
-        build: makes a job of a recipe and of the rows of its training split.
+        build: makes a job of a recipe and of the rows of its training split; None are its own.
         again: how many times all was made anew before; 0 takes what is kept.
     """
 
@@ -67,7 +49,8 @@ class Work:
         assert recipe.pipeline is not None
         if recipe.train.steps is None:
             raise Failure("train.steps: a pipeline parts them over its lessons; give their number")
-        self.recipe, self.build, self.again = recipe, build, again
+        self.recipe, self.again = recipe, again
+        self.lessons = Lessons(recipe, build, again)
         self.pipeline: Pipeline = recipe.pipeline
         self.rows, self.validation = (
             [_question(row, f"{split}/{i}", where) for i, (where, row) in enumerate(rows[split])]
@@ -77,7 +60,6 @@ class Work:
         )
         self.steps, self.seed = recipe.train.steps, recipe.run.seed
         self.ledger: list[dict[str, Any]] = []
-        self.spent = Spent()
         self.tokenizer: Any = None
         """The student's, once the last lesson is known."""
         self._loaded: dict[Path, tuple[Any, Any]] = {}
@@ -130,79 +112,31 @@ class Work:
         return [said for (said,) in answers]
 
     def teach(self, lesson: Lesson) -> Path:
-        if not lesson.rows:
+        self._check(lesson)
+        folder, numbers = self.lessons.taught(lesson)
+        self.tell(f"taught {lesson.name}", **numbers)
+        return folder
+
+    def _check(self, lesson: Lesson) -> None:
+        if lesson.rows is not None and not lesson.rows:
             raise Failure(f"{lesson.name}: no row is left to learn from: {self.said}")
-        own = self.lesson(lesson)
-        job = self.build(own, lesson.rows)
 
-        def make(folder: Path) -> None:
-            if Processes().world > 1:  # they would wait for each other, and for the stage's lock
-                raise Failure(
-                    f"pipeline: one process trains {lesson.name!r}: start the recipe without a "
-                    "launcher"
-                )
-            train(job, folder)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            write_lesson(folder, lesson.rows)
+    def last(self) -> Lesson:
+        """Runs the pipeline up to its last lesson, whose rows must be some.
 
-        place = stage(
-            "lesson", make, code=code_of(type(own.method)), resume=True, **self._key(own, lesson)
-        )
-        told = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        own_steps = 0 if lesson.network else told["steps"]
-        self.spent = Spent(
-            self.spent.cpu_seconds + told["cpu_seconds"],
-            self.spent.seconds + told["seconds"],
-            self.spent.steps + own_steps,
-        )
-        self._told(lesson, told)
-        return place / "student"
-
-    def lesson(self, lesson: Lesson) -> Recipe:
-        """The recipe of one training alone."""
-        told, network = self.recipe, self.recipe.student
-        if lesson.network is not None:
-            network = checked(Network, dict(lesson.network), f"{lesson.name}: network")
-        if lesson.start is not None:
-            lora = network.lora and replace(network.lora, adapter=str(lesson.start / "adapter"))
-            begun = {} if lora else {**LATER, "model": str(lesson.start)}
-            network = replace(network, lora=lora, **begun)
-        teacher = TeacherSpec(recorded=True)
-        if lesson.teacher is not None:
-            teacher = TeacherSpec(model=str(lesson.teacher))
-        train = {**plain(told.train), "steps": lesson.steps}
-        train["lr"] = _times(train["lr"], lesson.rate)
-        return replace(
-            told,
-            name=lesson.name,
-            method=lesson.method or told.method,
-            pipeline=None,
-            student=network,
-            teacher=teacher,
-            teachers={},
-            train=checked(type(told.train), train, "train"),
-            eval=Eval(every=None, samples=0),
-            arms={},
-        )
-
-    def _key(self, own: Recipe, lesson: Lesson) -> dict[str, Any]:
-        told, start = own.resolved(), own.student
-        models = [start.model, start.cut.from_ if start.cut else None]
-        names = ("method", "train", "run", "sampling")
-        return {
-            "rows": digest([_learned(row) for row in lesson.rows]),
-            "student": {**told["student"], "model": None} if lesson.start else told["student"],
-            "models": [fingerprint(resolved(m)) for m in models if m is not None],
-            "teacher": lesson.teacher and fingerprint(str(lesson.teacher)),
-            "data": {k: v for k, v in told["data"].items() if k != "rows"},
-            "again": self.again,
-            **{name: told[name] for name in names},
-        }
-
-    def _told(self, lesson: Lesson, told: Mapping[str, Any]) -> None:
-        numbers = {"rows": len(lesson.rows), "steps": told["steps"]}
-        cost = {"tokens": sum(told["tokens"].values()), "cpu_seconds": told["cpu_seconds"]}
-        self.tell(f"taught {lesson.name}", **numbers, **cost)
+        Raises:
+            Failure: as the pipeline; nothing is left to learn from, or it spent more steps than the
+                recipe gives.
+        """
+        name = type(self.pipeline).__name__
+        with within("pipeline"):
+            lesson = self.pipeline.run(self)
+            with within(name):
+                self._check(lesson)
+            taken = self.lessons.spent.steps + lesson.steps
+            if taken > self.steps:
+                raise Failure(f"{name}: train.steps gives {self.steps} and {taken} were taken")
+        return lesson
 
     def write(
         self,
@@ -254,51 +188,9 @@ def _question(row: Row, id: str, where: str) -> Row:
     return {**told, "completion": answer(row["messages"], where)}
 
 
-def _times(rates: Any, factor: float) -> Any:
-    """Learning rates as a recipe tells them, multiplied."""
-    if isinstance(rates, list):
-        return [_times(rate, factor) for rate in rates]
-    if isinstance(rates, Mapping):
-        if "peak" in rates:
-            return {**rates, "peak": rates["peak"] * factor}
-        return {player: _times(rate, factor) for player, rate in rates.items()}
-    return rates * factor
-
-
 def _asked_of(row: Row, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {**row.get("provenance", {}), "asked": dict(asked)}
 
 
 def _asked(row: Row) -> list[Any]:
     return [row.get("prompt"), row.get("messages")]
-
-
-def _learned(row: Row) -> dict[str, Any]:
-    """What of a row a training depends on, at most."""
-    return {k: v for k, v in row.items() if k not in ("provenance", "id")}
-
-
-def write_lesson(folder: Path, rows: Sequence[Row]) -> None:
-    """The rows that were learned, beside the run that learned them."""
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def last_lesson(work: Work) -> Lesson:
-    """Runs a pipeline up to its last lesson, whose rows must be some.
-
-    Raises:
-        Failure: as the pipeline; nothing is left to learn from, or it spent more steps than the
-            recipe gives.
-    """
-    name = type(work.pipeline).__name__
-    with within("pipeline"):
-        lesson = work.pipeline.run(work)
-        if not lesson.rows:
-            raise Failure(f"{name}: no row is left to learn from: {work.said}")
-        if work.spent.steps + lesson.steps > work.steps:
-            raise Failure(
-                f"{name}: train.steps gives {work.steps} and {work.spent.steps + lesson.steps} "
-                "were taken"
-            )
-    return lesson

@@ -20,8 +20,8 @@ class Lesson:
 
     Args:
         name: what it is, for people.
-        rows: what is learned; None is the training split as it is, in the only way in which examples
-            with classes are learned.
+        rows: what is learned; None is the training split as it is, which is how examples with
+            classes are learned.
         steps: how many; 0 learns nothing, and ships the student that it begins with.
         method: None is the recipe's.
         start: folder of a student that an earlier lesson made; None is the recipe's.

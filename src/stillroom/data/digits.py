@@ -68,8 +68,8 @@ class Digits:
         """Examples by split, drawn by the seed."""
         if self.swapped is not None and self.parity:
             raise Failure("data.items: 'swapped' names digits, and with 'parity' there are none")
-        x, y = _images()
-        mine, test = _apart(len(y))
+        x, y = images()
+        mine, test = apart(len(y))
         sizes = {
             name: getattr(self, name) for name in ("train", "validation", "unlabelled", "held")
         }
@@ -95,13 +95,14 @@ class Digits:
         return x, mislabelled(y, self.noise, self.classes, seed)
 
 
-def _images() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
+    """All of them, [1797, 1, 8, 8] from 0 to 1, and which digit each is."""
     loaded: Any = extra("sklearn.datasets", "classes", why="these digits").load_digits()
     x = torch.tensor(loaded.images, dtype=torch.float32).unsqueeze(1) / 16
     return x, torch.tensor(loaded.target, dtype=torch.long)
 
 
-def _apart(count: int) -> tuple[Tensor, Tensor]:
+def apart(count: int) -> tuple[Tensor, Tensor]:
     """Indices of what every split but the test's is drawn from, and of what that one has."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return order[RESERVED:], order[:RESERVED]

@@ -20,16 +20,20 @@ class ItemData:
     Args:
         items: a pair of tensors ``(x [n, ...], y [n])``, or a map-style data set of pairs. Where
             an example has several classes at once, y is [n, C] of 0 and 1.
-        classes: how many there are; None counts those of the labels.
+        classes: how many there are; None counts the names, or those of the labels.
+        names: of the classes, in their order, where they have some.
     """
 
-    def __init__(self, items: Any, classes: int | None = None) -> None:
+    def __init__(
+        self, items: Any, classes: int | None = None, names: Sequence[Any] | None = None
+    ) -> None:
         pair = isinstance(items, tuple) and len(items) == 2 and isinstance(items[0], Tensor)
         if pair and len(items[0]) != len(items[1]):
             raise Failure(f"data: {len(items[0])} inputs but {len(items[1])} labels")
         if not len(items[0] if pair else items):
             raise Failure("data: there are no examples")
-        self.pair, self.items, self._classes = pair, items, classes
+        self.pair, self.items, self.names = pair, items, names
+        self._classes = classes if names is None else len(names)
 
     longest = 0
 

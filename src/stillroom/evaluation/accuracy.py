@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from stillroom.core import Failure
 from stillroom.evaluation.suite import View, mean
 from stillroom.losses.policy import label_logp
 
@@ -29,6 +30,11 @@ def teacher(view: View) -> dict[str, float]:
 
 
 def _describe(said: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    if said[0][1].dim() > 1:
+        raise Failure(
+            "eval.metrics: accuracy reads examples of one class each, and these may have several "
+            "labels at once: take many_labels"
+        )
     return {
         "accuracy": mean([(z.argmax(-1) == y).double() for z, y in said]),
         "class_nll": -mean([label_logp(z, y) for z, y in said]),

@@ -1,4 +1,4 @@
-"""How far the student's distribution is from a live teacher's, on the reference text."""
+"""How far the student's distribution is from a live teacher's, on examples or reference text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stillroom.losses.divergences import forward_kl, reverse_kl
 from stillroom.losses.per_row import per_row
 
 GIVEN = True
-"""Reads what the student says of given text, and samples nothing."""
+"""Reads what the student says of given examples, and samples nothing."""
 COLUMNS = {
-    "kl": ("KL(teacher || student), nats a token", "lower"),
-    "reverse_kl": ("KL(student || teacher), nats a token", "lower"),
-    "agreement": ("likeliest token is the teacher's likeliest", "higher"),
+    "kl": ("KL(teacher || student), nats an example or token", "lower"),
+    "reverse_kl": ("KL(student || teacher), nats an example or token", "lower"),
+    "agreement": ("likeliest class or token is the teacher's likeliest", "higher"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether the student is as sure of its likeliest token as it should be."""
+"""Whether the student is as sure of its likeliest class or token as it should be."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from stillroom.extras import extra
 from stillroom.losses.per_row import per_row
 
 GIVEN = True
-"""Reads what the student says of given text, and samples nothing."""
+"""Reads what the student says of given examples, and samples nothing."""
 COLUMNS = {
-    "ece": ("expected calibration error of the likeliest token, share", "lower"),
-    "confidence": ("probability of the likeliest token", None),
+    "ece": ("expected calibration error of the likeliest class or token, share", "lower"),
+    "confidence": ("probability of the likeliest class or token", None),
+    "brier": ("squared error of all probabilities, from 0 to 2", "lower"),
 }
 BINS = 15
 
@@ -28,18 +29,23 @@ def ready(_view: View) -> None:
 def measure(view: View) -> dict[str, float]:
     """``ece = sum_b n_b / n |accuracy_b - confidence_b|`` over 15 bins of equal width.
 
-    A token's confidence is the student's probability of its likeliest token, which is right where
-    it is the text's. Source: Guo et al. (arXiv 1706.04599).
+    Confidence is the student's probability of its likeliest class or token, which is right where
+    it is the label. ``brier = mean sum_c (p_c - [c = y])^2`` over all classes or tokens. Sources:
+    Guo et al. (arXiv 1706.04599); Brier (1950).
     """
     said = torch.cat([per_row(_sure, view.student(b), None, b.labels) for b in view.batches()])
-    confidence, right = said.float().T.contiguous()
+    confidence, right, square = said.float().T.contiguous()
     error = _metrics().binary_calibration_error(confidence, right.long(), n_bins=BINS, norm="l1")
-    return {"ece": float(error), "confidence": float(confidence.mean())}
+    told = {"confidence": float(confidence.mean()), "brier": float(square.double().mean())}
+    return {"ece": float(error), **told}
 
 
 def _sure(student: Tensor, teacher: None, labels: Tensor) -> Tensor:
-    largest = student.softmax(-1).max(-1)
-    return torch.stack([largest.values, (largest.indices == labels).to(student.dtype)], -1)
+    chances = student.softmax(-1)
+    largest, own = chances.max(-1), chances.gather(-1, labels[:, None]).squeeze(-1)
+    square = chances.square().sum(-1) - 2 * own + 1
+    right = (largest.indices == labels).to(student.dtype)
+    return torch.stack([largest.values, right, square], -1)
 
 
 def _metrics() -> ModuleType:

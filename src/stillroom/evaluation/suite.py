@@ -43,6 +43,10 @@ class View:
     """How final answers are checked (``traces.verifying.Verify``)."""
     written: Callable[[Any, Sequence[str]], list[str]] | None = None
     """How the system answers, where it is more than the student alone (``core.Lesson``)."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of models that are shipped with the student, by name (``core.Lesson``)."""
+    train: Data | None = None
+    """The training split, which some evaluators read beside the one that is measured."""
     _answers: list[list[int]] | None = None
 
     @property
@@ -112,9 +116,14 @@ class Suite:
         self.splits, self._view = splits, view
         self.renderer: Renderer | None = view.get("renderer")
 
-    def by(self, written: Callable[[Any, Sequence[str]], list[str]] | None) -> Suite:
-        """The same of a system whose answers are ``written`` in another way."""
-        return Suite(list(self.evaluators), self.splits, **{**self._view, "written": written})
+    def by(
+        self,
+        written: Callable[[Any, Sequence[str]], list[str]] | None,
+        beside: Mapping[str, Path] | None = None,
+    ) -> Suite:
+        """The same of a system whose answers are ``written`` in another way, with models beside."""
+        told = {**self._view, "written": written, "beside": beside or {}}
+        return Suite(list(self.evaluators), self.splits, **told)
 
     def view(self, players: Mapping[str, nn.Module], split: str) -> View:
         """What evaluators read; ``copies`` of each answer are for the test split alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stillroom.core import Failure
@@ -42,3 +43,30 @@ def pooled(features: Tensor) -> Tensor:
     [[1.5, 3.5]]
     """
     return features if features.dim() == 2 else places(features).mean(1)
+
+
+def class_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """Class activation maps (CAM): how much each place says for each class.
+
+    ``A_c = sum_d W_cd F_d`` at every place, the classifier as a 1x1 convolution before pooling.
+
+    ``features`` [B, d, h, w], ``weight`` [C, d] of the classifier -> [B, C, h, w]. Their mean over
+    places is the logit where the network pools by the mean and its classifier has no bias. Source:
+    Zhou et al. (arXiv 1512.04150).
+
+    By hand: one channel of 2 and 4, weights 1 and -1: logits 3 and -3.
+
+    >>> import torch
+    >>> class_maps(torch.tensor([[[[2.0, 4.0]]]]), torch.tensor([[1.0], [-1.0]])).tolist()
+    [[[[2.0, 4.0]], [[-2.0, -4.0]]]]
+
+    Raises:
+        Failure: the features are no maps, or of another width than the classifier reads.
+    """
+    if features.dim() != 4 or features.shape[1] != weight.shape[1]:
+        raise Failure(
+            f"class activation maps need a layer that says [B, {weight.shape[1]}, height, width], "
+            f"as the classifier reads {weight.shape[1]} channels; this one says "
+            f"{list(features.shape)}: name the last feature map before the mean over places"
+        )
+    return torch.einsum("bdhw,cd->bchw", features, weight)

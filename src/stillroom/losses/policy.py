@@ -19,8 +19,14 @@ def label_logp(logits: Tensor, labels: Tensor) -> Tensor:
     ``log p(y) = z_y - log sum_v exp(z_v)``
 
     ``logits`` [n, V], ``labels`` [n] in 0..V-1 -> [n], in nats. There is no ignored label: rows
-    that do not count are left out by a mask.
+    that do not count are left out by a mask. Where an example may have several labels at once,
+    ``labels`` [n, V] of 0 and 1, it is that of all of them, each a yes or no of its own:
+    ``sum_v log sigmoid(z_v if y_v else -z_v)``, with a minus sign the binary cross-entropy.
     """
+    if labels.dim() == logits.dim():
+        exact = logits.to(_dtype(logits))
+        told = labels.to(exact.dtype)
+        return (told * logsigmoid(exact) + (1 - told) * logsigmoid(-exact)).sum(-1)
     return _log_probs(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 

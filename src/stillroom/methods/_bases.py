@@ -10,13 +10,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from stillroom.core import Batch, Method, Run, Signals, Teacher, Term
+from stillroom.core import Batch, Method, Run, Setup, Signals, Teacher, Term
 from stillroom.losses.maps import pooled
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import nll
 from stillroom.losses.preference import answer_logp
 from stillroom.losses.sparse import draws, top_k
 from stillroom.models.taps import LAST
+from stillroom.models.text import mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,13 @@ class FeatureMethod(Method):
 
     def layers(self) -> Mapping[str, Sequence[str]]:
         return {"student": [self.student_layer], "teacher": [self.teacher_layer]}
+
+    def tried(self, setup: Setup) -> tuple[Tensor, Tensor]:
+        """What the two layers say of one example, before the first step: their shapes."""
+        own = setup.batch.part(0, 1)
+        other = own.add(x=own.x_teacher) if "x_teacher" in own else own
+        with torch.no_grad(), mode(setup.student, training=False):
+            return self.said(setup.student(own), setup.teachers["teacher"](other))
 
     def said(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
         """What the two layers say, in their own shapes; the teacher's without gradient."""

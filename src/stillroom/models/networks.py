@@ -1,4 +1,4 @@
-"""Small classifiers by name: multilayer perceptron, convolutional network, vision transformer.
+"""Small classifiers by name: perceptron, convolutions, vision transformer, label queries.
 
 Each is a stem, a list of parts and a tail (``Staged``), so layers have the same names in all:
 ``stem``, ``parts.0``, ``parts.1``, ..., ``tail``; ``last`` is what the classifier reads, ``map``
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.core import Failure
+from stillroom.models.pretrained import Timm
+from stillroom.models.queries import LabelDecoder, PerLabel
 
 TOLD = "network.json"
 """The file that says how a saved network is made again."""
@@ -172,7 +174,37 @@ class ViT:
         return Staged(stem, parts, nn.Sequential(nn.LayerNorm(self.width), Pool(), *tail))
 
 
-KINDS: dict[str, Any] = {one.kind: one for one in (MLP, CNN, ViT)}
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """The blocks of ``cnn``, then a query a label that attends to their map: for many labels.
+
+    ``last`` is one embedding a label, [B, C, width].
+
+    Args:
+        channels: of the blocks, each a part.
+        norm: whether blocks have a group norm.
+        pool: blocks that halve the size after them, the first ones.
+        width: of a label's embedding.
+        heads: of attention.
+    """
+
+    kind: ClassVar[str] = "queries"
+    channels: list[Positive] = field(default_factory=lambda: [16, 32])
+    norm: bool = True
+    pool: Annotated[int, Ge(0)] = 1
+    width: Positive = 32
+    heads: Positive = 4
+
+    def make(self, shape: Shape) -> Staged:
+        if self.width % self.heads:
+            raise Failure(f"queries: width {self.width} must be a multiple of heads {self.heads}")
+        trunk = CNN(channels=self.channels, norm=self.norm, pool=self.pool).make(shape)
+        decoder = LabelDecoder(self.channels[-1], self.width, self.heads, shape.classes)
+        tail = nn.Sequential(decoder, PerLabel(self.width, shape.classes))
+        return Staged(trunk.stem, [*trunk.parts], tail)
+
+
+KINDS: dict[str, Any] = {one.kind: one for one in (MLP, CNN, ViT, Queries, Timm)}
 
 
 class Pool(nn.Module):
@@ -247,7 +279,7 @@ def build(spec: Any, shape: Shape) -> nn.Module:
 
 def rebuilt(told: Mapping[str, Any]) -> nn.Module:
     """The network, with fresh weights, whose ``told`` this is."""
-    given = dict(told)
+    given = {k: v for k, v in told.items() if k != "pretrained"}  # its weights are loaded next
     shape = Shape(inputs=tuple(given.pop("inputs")), classes=given.pop("classes"))
     return build(KINDS[given.pop("kind")](**given), shape)
 

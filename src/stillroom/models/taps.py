@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.catalogue import nearest
 from stillroom.core import Failure
+from stillroom.models.two_heads import two_heads
 
 LAST = "last"
 """What the last linear layer reads: the embedding before the classifier."""
@@ -17,6 +18,8 @@ SCORES = "scores"
 """What the last linear layer says: the logits, or what these are made from."""
 MAP = "map"
 """The last feature map, or the last tokens: what is pooled before the classifier."""
+HEADS = "heads"
+"""What each of two heads says, where a network has two: [B, 2, classes]."""
 EMBEDDING = "embedding"
 """What the embedding of a language model's input says."""
 
@@ -39,6 +42,8 @@ def tapped(
             elif layer == MAP:
                 inner = [m for m in network.modules() if not [*m.children()]]
                 handles += [m.register_forward_hook(_keep_map(seen)) for m in inner]
+            elif layer == HEADS and (heads := two_heads(network)) is not None:
+                handles.append(heads.both.register_forward_hook(_keep(seen, layer)))
             elif layer in modules:
                 handles.append(modules[layer].register_forward_hook(_keep(seen, layer)))
             else:

@@ -1,12 +1,14 @@
 """What a step of each method on classes costs, as a multiple of plain distillation's.
 
-Each method by its own recipe, beside ``kd`` with the same networks, data and batch: they take
-turns, so many steps each, in one process. Evaluation and the training of teachers are not counted.
+Each method by its own recipe, beside ``kd`` with the same networks, data and batch (plain training
+where there is no teacher): they take turns, so many steps each, in one process. Evaluation and the
+training of teachers are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from stillroom.config.recipe import PACKAGED, Recipe, read
 from stillroom.engine.settings import Eval
 from stillroom.engine.training import train
 from stillroom.methods.kd import KD
+from stillroom.methods.seqkd import SeqKD
 
 STEPS, ROUNDS = 100, 5
 
@@ -34,17 +37,20 @@ def main() -> None:
         for name in names("methods")
         if (PACKAGED / f"{name}.yaml").is_file() and read(name).data.items is not None
     ]
-    cases = []
+    file, cases = told.out / "costs.json", {}
+    if told.only and file.is_file():
+        cases = {c["method"]: c for c in json.loads(file.read_text(encoding="utf-8"))["cases"]}
     for name in wanted:
-        cases.append({"method": name, **fresh.call("costs.measured", name=name)})
-        print(f"{name}: {cases[-1]['ratio']['median']:.2f}")
-        write.json_file(told.out / "costs.json", {"what": __doc__, "cases": cases})
+        cases[name] = {"method": name, **fresh.call("costs.measured", name=name)}
+        print(f"{name}: {cases[name]['ratio']['median']:.2f}")
+        write.json_file(file, {"what": __doc__, "cases": list(cases.values())})
 
 
 def measured(name: str) -> dict[str, Any]:
     """CPU seconds a step of one method and of kd, and their ratio, over rounds."""
     recipe = read(name)
-    arms = {"own": recipe, "kd": replace(recipe, method=KD(temperature=4.0), teachers={})}
+    plain = KD(temperature=4.0) if recipe.method.needs.teacher else SeqKD()
+    arms = {"own": recipe, "kd": replace(recipe, method=plain, teachers={})}
     if recipe.teachers:  # plain distillation hears one
         arms["kd"] = replace(arms["kd"], teacher=next(iter(recipe.teachers.values())))
     spent: dict[str, list[float]] = {arm: [] for arm in arms}

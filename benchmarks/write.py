@@ -84,8 +84,8 @@ weight decay), picked by accuracy on validation over {tuning_seeds} seeds of the
 seeds, {steps} steps of {batch}: mean accuracy on the test split, paired differences with 95 %
 intervals in points, p of a paired t-test and the same after Holm's correction for {count} methods.
 """
-EDGE = """{edge} of {all} picked the largest learning rate of the grid, so a wider one might change the
-order.
+EDGE = """{edge} of {all} picked the largest learning rate of the grid, so a wider one might change
+the order.
 """
 AHEAD = """Ahead of plain training at the level of 5 %: {0[0]} of {0[2]} before Holm's correction,
 {0[1]} after. Ahead of plain distillation: {1[0]} of {1[2]} before, {1[1]} after.
@@ -93,8 +93,9 @@ AHEAD = """Ahead of plain training at the level of 5 %: {0[0]} of {0[2]} before 
 COSTS = """## A step of each method on classes
 
 CPU seconds of a training step by the method's own recipe, as a multiple of plain distillation with
-the same networks, data and batch; taking turns in one process, {steps} steps each
-(`python -m benchmarks.costs`). {reasons}
+the same networks, data and batch (of plain training for `ps_kd`, which has no teacher); taking
+turns in one process, {steps} steps each (`python -m benchmarks.costs`). Networks are so small that
+what a method adds weighs more than it would on large ones. {reasons}
 """
 REASONS = {
     "sinkd": "`sinkd` divides a table of all pairs of the batch forty times, whatever the network.",

@@ -14,7 +14,18 @@ from stillroom.config.recipe import PACKAGED
 from stillroom.data.marked_orders import VOCABULARY
 from stillroom.outcomes import VERDICTS
 
-NEEDS = {"teacher", "student", "rollouts", "fresh", "whole", "planned", "texts", "streams"}
+NEEDS = {
+    "teacher",
+    "student",
+    "rollouts",
+    "fresh",
+    "whole",
+    "planned",
+    "texts",
+    "streams",
+    "several",
+    "many_labels",
+}
 NEEDS |= {"teachers", "metrics"}
 HEAVY = {"torch", "numpy", "transformers", "yaml"}
 

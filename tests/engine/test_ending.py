@@ -99,8 +99,8 @@ def test_a_method_in_stages_is_not_told_in_time(name, tmp_path):
 
 
 def test_what_reads_the_number_of_steps_says_so():
-    """GAD's stages, PS-KD's weight, how much DistiLLM writes, PLaD's start."""
-    assert {"distillm", "gad", "plad", "ps_kd"} == {
+    """Stages of GAD and FitNets, PS-KD's weight, how much DistiLLM writes, PLaD's start."""
+    assert {"distillm", "fitnets", "gad", "plad", "ps_kd"} == {
         n for n in catalogue.names() if catalogue.row(n)["needs"]["planned"]
     }
     assert Needs(planned=True).planned

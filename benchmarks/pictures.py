@@ -1,4 +1,4 @@
-"""Memory against rows as a picture, one panel a vocabulary."""
+"""Pictures of the page: memory against rows, and who is ahead on classes by how much."""
 
 from __future__ import annotations
 
@@ -28,6 +28,31 @@ def memory(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_title(f"V = {vocab:,}")
         panels[0].set_ylabel("GB beyond the inputs")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        nothing = dict.fromkeys(("Creator", "Date"))
+        figure.savefig(path, format="svg", facecolor="white", metadata=nothing)
+
+
+def ranking(case: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
+    """Writes an SVG of paired differences with intervals, in points, over kd and over ce.
+
+    Raises:
+        Failure: matplotlib is not installed.
+    """
+    matplotlib = extra("matplotlib", "report", why="the pictures of the benchmarks")
+    pages = extra("matplotlib.figure", "report", why="the pictures of the benchmarks")
+    with matplotlib.rc_context({"svg.hashsalt": path.stem, "font.size": 9}):
+        figure = pages.Figure(figsize=(8, 0.25 * len(names) + 1), layout="constrained")
+        for panel, base in zip(figure.subplots(1, 2, sharey=True), ("kd", "ce"), strict=True):
+            for place, name in enumerate(reversed(names)):
+                over = case["methods"][name][f"over_{base}"]
+                if over is not None:
+                    low, mean, high = (100 * over[k] for k in ("low", "mean", "high"))
+                    reach = [[mean - low], [high - mean]]
+                    panel.errorbar([mean], [place], xerr=reach, fmt="o", color="black", capsize=2)
+            panel.axvline(0, color="grey", linewidth=0.8)
+            panel.set_xlabel(f"points of accuracy over {base}, 95 % interval")
+            panel.grid(True, axis="x", linewidth=0.3)
+            panel.set_yticks(range(len(names)), list(reversed(names)))
         nothing = dict.fromkeys(("Creator", "Date"))
         figure.savefig(path, format="svg", facecolor="white", metadata=nothing)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fresh, measure
-from benchmarks.pictures import memory
+from benchmarks.pictures import memory, ranking
 from benchmarks.ranking import BASE, PLAIN, adjusted, better, ranked
 
 GIGA = 1e9
@@ -229,6 +229,7 @@ def _classes(cases: list[dict[str, Any]]) -> Iterator[str]:
             cells.append(f"{one[f'p_{base}']:.3f} / {holms[base][name]:.3f}")
         rows.append([*cells, ", ".join(f"{v:g}" for v in one["tuned"].values())])
     heads = ["rank", "method", "accuracy, %", "nll", "over ce", "p / Holm", "over kd", "p / Holm"]
+    yield f"![Differences with intervals](benchmarks/classes-{case['pair']}.svg)\n"
     yield _table([*heads, "rate, knob"], rows)
     yield AHEAD.format(better(case, PLAIN), better(case, BASE))
     edge = sum(one["tuned"]["train.lr.peak"] == max(case["lr"]) for one in methods.values())
@@ -299,6 +300,9 @@ def main() -> None:
     if (folder / "growth.json").is_file():
         cases = json.loads((folder / "growth.json").read_text(encoding="utf-8"))["cases"]
         memory(cases, folder / "memory.svg")
+    for file in folder.glob("classes-*.json"):
+        (case,) = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        ranking(case, ranked(case), file.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from stillroom.losses.divergences import forward_kl
 from stillroom.methods.kd import KD
 from stillroom.methods.lelp import LELP
 from stillroom.models.classes import Classifier
-from stillroom.models.networks import Summed
+from stillroom.models.pieces import Summed
 from stillroom.teachers.local import Local
 
 N, C, S = 5, 3, 4

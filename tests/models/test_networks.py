@@ -7,7 +7,8 @@ import torch
 
 from stillroom.core import Batch, Failure
 from stillroom.models.classes import Classifier
-from stillroom.models.networks import CNN, MLP, Queries, Shape, Summed, ViT, build, rebuilt
+from stillroom.models.networks import CNN, MLP, Queries, Shape, ViT, build, rebuilt
+from stillroom.models.pieces import Summed
 
 IMAGE = Shape(inputs=(1, 8, 8), classes=5)
 SIGNAL = Shape(inputs=(1, 40), classes=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 
 import torch
 
@@ -36,7 +35,7 @@ def measure(view: View) -> dict[str, float]:
     right, far = [], []
     for batch in view.batches():
         scores = torch.stack([one(batch).logits for one in (view.student, *others)])
-        logp = scores.log_softmax(-1).logsumexp(0) - math.log(len(scores))
+        logp = scores.log_softmax(-1).logsumexp(0)  # of the sum; label_logp divides by it
         right.append((logp.argmax(-1) == batch.labels).double())
         far.append(-label_logp(logp, batch.labels))
     return {"ensemble_accuracy": mean(right), "ensemble_nll": mean(far)}

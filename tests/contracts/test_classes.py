@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import launch
 import pytest
+import torch
 from numerics import contract, note
-from worlds import every_world, gap, plain_sgd, steps
+from worlds import every_world, gap, job, plain_sgd, steps
 
 from stillroom import catalogue
+from stillroom.core import Failure
 from stillroom.engine import checkpoint
 from stillroom.engine.record import Record
+from stillroom.models.classes import Classifier
+from stillroom.models.networks import CNN, MLP, Shape, ViT, build
+from stillroom.teachers.local import Local
 
 pytestmark = contract
 CLOSE = 1e-9
@@ -52,3 +58,37 @@ def test_two_processes_train_the_weights_of_one_on_classes(tmp_path: Path) -> No
 
 def players(folder: Path) -> Any:
     return checkpoint.load(checkpoint.saved(folder / "checkpoints")[-1])["players"]["networks"]
+
+
+KINDS: dict[str, Any] = {
+    "mlp": MLP(widths=[8]),
+    "cnn": CNN(channels=[4, 6], head_bias=False),
+    "vit": ViT(width=8, heads=2, depth=1),
+}
+REFUSED = {"cat_kd": {"mlp", "vit"}, "e2kd": {"mlp", "vit"}}
+"""Of methods that need places, the kinds that have none, or none that they can read."""
+
+
+def of_kind(kind: str, seed: int) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classifier(build(KINDS[kind], Shape(inputs=(1, 4, 4), classes=3)))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("mlp", "vit"), ("cnn", "mlp"), ("vit", "cnn")])
+@pytest.mark.parametrize("name", WORLDS)
+def test_teacher_and_student_may_be_of_different_families(
+    name: str, student: str, teacher: str
+) -> None:
+    method, world = catalogue.load(name)(), replace(WORLDS[name], maps=True)
+    given = job(method, world, steps=2, batch=8, keep=3)
+    teachers = {name: Local(of_kind(teacher, 2)) for name in given.teachers}
+    given = replace(given, student=of_kind(student, 1), teachers=teachers)
+    if "maps" in method.needs.student and {student, teacher} & REFUSED.get(name, {"mlp"}):
+        with pytest.raises(Failure, match=r"map|places"):
+            steps(given)
+        return
+    run = steps(given)
+    assert len(run.logs) == 2
+    assert all(math.isfinite(value) for line in run.logs for value in line.values())
+    assert gap(run.states[0]["networks"]["student"], run.final["student"]) > 0

@@ -81,8 +81,8 @@ class Network:
     Args:
         model: which. With ``data.items`` a folder with a classifier or any model of
             ``transformers``, or ``timm:NAME``.
-        net: a small classifier with fresh weights, by ``kind`` (``mlp``, ``cnn``, ``vit``) and its
-            sizes; its ends fit the data (``data.items``).
+        net: a small classifier with fresh weights, by ``kind`` (``mlp``, ``cnn``, ``vit``, for
+            several labels ``queries``) and its sizes; its ends fit the data (``data.items``).
         draw: which of the fresh weights that the seed has: another one is another random start on
             the same data.
         near: share of the teacher's weights in the first ones, ``(1 - near) fresh + near teacher``,

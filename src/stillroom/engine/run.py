@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stillroom.core import Batch, Failure, Signals, Teacher
 from stillroom.data.streams import Stream
@@ -123,7 +124,8 @@ class Run:
         ``weights`` by name of ``named_parameters``, those that are left out being its own;
         gradients of any order reach them. The batch is read whole, by this process alone.
         """
-        return torch.func.functional_call(self.players[player], dict(weights), (batch,))
+        with sdpa_kernel(SDPBackend.MATH):  # of attention the only one with a second derivative
+            return torch.func.functional_call(self.players[player], dict(weights), (batch,))
 
     def parts(self, batch: Batch) -> list[Batch]:
         """Micro-batches; as many on every process where these speak together or not at all."""

@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from stillroom.core import Batch, Method, Run, Setup, Signals, Teacher, Term
+from stillroom.core import Batch, Failure, Method, Run, Setup, Signals, Teacher, Term
 from stillroom.losses.maps import pooled
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import nll
@@ -99,8 +99,8 @@ class FeatureMethod(Method):
 
     def said(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
         """What the two layers say, in their own shapes; the teacher's without gradient."""
-        own, other = student.features[self.student_layer], teacher.features[self.teacher_layer]
-        return own, other.detach()
+        own = _layer("student", student, self.student_layer)
+        return own, _layer("teacher", teacher, self.teacher_layer).detach()
 
     def flat(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
         """The same as one vector an example: [B, d] and [B, e], all places side by side."""
@@ -111,6 +111,16 @@ class FeatureMethod(Method):
         """The same as one vector an example: [B, d] and [B, e], the mean over places."""
         own, other = self.said(student, teacher)
         return pooled(own), pooled(other)
+
+
+def _layer(who: str, said: Signals, layer: str) -> Tensor:
+    """What a layer says; raises Failure where it says nothing, as ``map`` of a perceptron."""
+    if layer not in said.features:
+        raise Failure(
+            f"{who}_layer: the {who}'s layer {layer!r} says nothing: it has no feature map or "
+            "tokens; name another ('stillroom show layers' lists them)"
+        )
+    return said.features[layer]
 
 
 @dataclass(frozen=True, kw_only=True)

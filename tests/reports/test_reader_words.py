@@ -107,3 +107,14 @@ def test_missing_extra_names_its_install_line(monkeypatch):
 
 def test_present_extra_is_the_module():
     assert extra("json.decoder", "report", why="this test") is sys.modules["json.decoder"]
+
+
+def test_a_small_classifier_is_told_by_its_kind_and_sizes():
+    told = {"dtype": "float32", "draw": 0, "near": 0.0, "vocab": "full"}
+    net = {"kind": "mlp", "widths": [24, 8]}
+    assert words.student({**told, "net": net}) == "a new mlp (widths (24, 8))"
+    assert words.student({**told, "net": {"kind": "vit"}, "near": 0.25}) == (
+        "a new vit, moved by 0.25 of the way towards the teacher's weights"
+    )
+    trained = {"trained": {"student": {**told, "net": net}}}
+    assert words.teacher(trained) == "a new mlp (widths (24, 8)), trained first"

@@ -43,6 +43,8 @@ def student(spec: Any) -> str:
     told = [_base(spec)]
     if heal := spec.get("heal"):
         told.append(f"healed for {heal['steps'] if isinstance(heal, Mapping) else heal} steps")
+    if near := spec.get("near"):
+        told.append(f"moved by {near:g} of the way towards the teacher's weights")
     if lora := spec.get("lora"):
         told.append(f"learned by LoRA adapters of rank {lora.get('rank')}, merged into the weights")
     if spec.get("vocab") == "view":
@@ -59,6 +61,9 @@ def _base(spec: Mapping[str, Any]) -> str:
     if lm := spec.get("lm"):
         sizes = {key: size for key, size in lm.items() if key != "model_type"}
         return f"a new {lm.get('model_type', 'language model')} ({pairs(sizes)})"
+    if net := spec.get("net"):
+        sizes = {key: size for key, size in net.items() if key != "kind"}
+        return f"a new {net.get('kind', 'network')}{f' ({pairs(sizes)})' if sizes else ''}"
     if trained := spec.get("trained"):
         return f"{student(trained.get('student'))}, trained first"
     return str(spec.get("model") or pairs(spec))

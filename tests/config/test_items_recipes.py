@@ -50,6 +50,11 @@ def test_a_recipe_on_classes_runs_and_its_student_can_be_loaded_and_taught_from(
     x = torch.rand(5, 1, 8, 8)
     batch = Batch(x=x, id=torch.arange(5))
     assert torch.equal(again(batch).logits, done.student(batch).logits)
+    card = (folder / "README.md").read_text()
+    assert "| loads by | `stillroom.models.classes.load(FOLDER)` |" in card
+    assert "| base student | a new mlp (widths (6)) |" in card
+    assert "| examples, trained | 24 |" in card
+    assert "text-generation" not in card
     table = {row["name"]: row["values"] for row in done.table}
     assert set(table) >= {"start", "run", "teacher"}
     assert 0 <= table["run"]["accuracy"] <= 1

@@ -91,6 +91,7 @@ def test_a_text_classifier_learns_and_is_shipped_as_transformers_loads_it(tmp_pa
     told = recipe(tmp_path, {"model": str(tmp_path / "bert")}, fine)
     done = api.run(told, tmp_path / "run")
     folder = tmp_path / "run" / "student"
+    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
     again = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = AutoTokenizer.from_pretrained(folder)(["a dull film"], return_tensors="pt").input_ids
     assert ids.tolist() == [[6, 2, 4]]

@@ -52,15 +52,20 @@ def render(folder: RunFolder, arm: Arm, row: Mapping[str, Any]) -> str:
     )
     environment.filters["md"] = md
     recipe, paper = {**folder.recipe, **arm.recipe}, row["paper"]
-    hugging = (arm.path / "student" / "config.json").is_file()
+    classifier = (arm.path / "student" / "network.json").is_file()
+    hugging = (arm.path / "student" / "config.json").is_file() and not classifier
+    told = front(recipe, row, hugging=hugging)
+    if hugging and arm.ledger.get("form") == "classes":
+        told["pipeline_tag"] = "text-classification"
     return environment.get_template("card.md.jinja").render(
-        front=head(front(recipe, row, hugging=hugging)),
+        front=head(told),
         name=folder.name if len(folder.arms) == 1 else f"{folder.name}: {arm.name}",
         about=words.paragraphs(folder.recipe.get("about")),
         student=words.student(recipe.get("student")),
         teacher=words.teachers(recipe),
         terms=terms(recipe),
         method=row["name"],
+        classifier=classifier,
         paper=paper,
         paper_name=(paper.get("title") or paper["authors"]) if paper else "",
         data=data_rows(recipe, arm.ledger),

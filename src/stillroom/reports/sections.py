@@ -66,7 +66,9 @@ def cost(arm: Arm) -> list[tuple[str, str]]:
     ]
     tokens = arm.result.get("tokens") or {}
     told = tokens.items() if isinstance(tokens, Mapping) else [("seen", tokens)]
-    return rows + [(f"tokens, {kind}", number(count)) for kind, count in told]
+    classes = (arm.result.get("data") or {}).get("form") == "classes"
+    counted = "examples" if classes else "tokens"
+    return rows + [(f"{counted}, {kind}", number(count)) for kind, count in told]
 
 
 def _spent(arm: Arm) -> dict[str, float]:

@@ -92,10 +92,7 @@ class FeatureMethod(Method):
 
     def tried(self, setup: Setup) -> tuple[Tensor, Tensor]:
         """What the two layers say of one example, before the first step: their shapes."""
-        own = setup.batch.part(0, 1)
-        other = own.add(x=own.x_teacher) if "x_teacher" in own else own
-        with torch.no_grad(), mode(setup.student, training=False):
-            return self.said(setup.student(own), setup.teachers["teacher"](other))
+        return self.said(one_said(setup), one_said(setup, "teacher"))
 
     def said(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
         """What the two layers say, in their own shapes; the teacher's without gradient."""
@@ -111,6 +108,18 @@ class FeatureMethod(Method):
         """The same as one vector an example: [B, d] and [B, e], the mean over places."""
         own, other = self.said(student, teacher)
         return pooled(own), pooled(other)
+
+
+def one_said(setup: Setup, who: str = "student") -> Signals:
+    """What the student, or a teacher by name, says of one example: shapes, before the first step.
+
+    The student in eval mode: one example must not enter the statistics of a batch norm.
+    """
+    one = setup.batch.part(0, 1)
+    if who == "student":
+        with torch.no_grad(), mode(setup.student, training=False):
+            return setup.student(one)
+    return setup.teachers[who](one.add(x=one.x_teacher) if "x_teacher" in one else one)
 
 
 def _layer(who: str, said: Signals, layer: str) -> Tensor:

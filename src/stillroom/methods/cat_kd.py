@@ -12,9 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from stillroom.core import Batch, Failure, Needs, Paper, Setup, Signals, Term
 from stillroom.losses.maps import class_maps
 from stillroom.losses.policy import label_logp
-from stillroom.methods._bases import FeatureMethod
+from stillroom.methods._bases import FeatureMethod, one_said
 from stillroom.models.taps import MAP
-from stillroom.models.text import mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +69,8 @@ class CATKD(FeatureMethod):
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         """None; tries whether the maps of both networks explain their logits."""
-        one = setup.batch.part(0, 1)
-        with torch.no_grad(), mode(setup.student, training=False):
-            _check("student", setup.student(one), self.student_layer)
-        _check("teacher", setup.teachers["teacher"](one), self.teacher_layer)
+        _check("student", one_said(setup), self.student_layer)
+        _check("teacher", one_said(setup, "teacher"), self.teacher_layer)
         return {}
 
     def loss(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Signals, Term
 from stillroom.losses.binary import binary_kl_norm
 from stillroom.losses.policy import label_logp
+from stillroom.methods._bases import one_said
 from stillroom.models.taps import LAST
-from stillroom.models.text import mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,7 @@ class DHKD(Method):
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         if self.head == "shared":
             return {}
-        with torch.no_grad(), mode(setup.student, training=False):
-            said = setup.student(setup.batch.part(0, 1))
+        said = one_said(setup)
         width, classes = said.features[LAST].shape[-1], said.logits.shape[-1]
         if self.head == "linear":
             return {"auxiliary": nn.Linear(width, classes, dtype=said.logits.dtype)}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stillroom.core import Batch, Failure, Method, Needs, Paper, Run, Setup, Signals, Term, Update
 from stillroom.losses.divergences import forward_kl
 from stillroom.losses.policy import label_logp
+from stillroom.methods._bases import one_said
 from stillroom.models.taps import HEADS, LAST
-from stillroom.models.text import mode
 from stillroom.models.two_heads import grown, two_heads
 
 
@@ -67,8 +67,7 @@ class DHO(Method):
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         if self.heads == 2:  # before its optimiser is made
             made = grown(setup.student)
-            with torch.no_grad(), mode(setup.student, training=False):
-                said = setup.student(setup.batch.part(0, 1)).logits
+            said = one_said(setup).logits
             if said.shape[-1] != (width := made.both.first.out_features):
                 raise Failure(
                     f"DHO: the student's last linear layer says {width} numbers and the student "

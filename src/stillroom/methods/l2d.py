@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -12,8 +11,7 @@ from stillroom.core import Batch, Failure, Needs, Paper, Run, Setup, Signals, Te
 from stillroom.losses.binary import binary_kl
 from stillroom.losses.policy import label_logp
 from stillroom.losses.relations import distance_within
-from stillroom.methods._bases import FeatureMethod
-from stillroom.models.text import mode
+from stillroom.methods._bases import FeatureMethod, one_said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +76,8 @@ class L2D(FeatureMethod):
                 f"and these have one class each, {list(one.labels.shape)}: take kd or rkd"
             )
         if self.layers():
-            with torch.no_grad(), mode(setup.student, training=False):
-                _by_label(setup.student(one), self.student_layer)
-            _by_label(setup.teachers["teacher"](one), self.teacher_layer)
+            _by_label(one_said(setup), self.student_layer)
+            _by_label(one_said(setup, "teacher"), self.teacher_layer)
         return {}
 
     def prepare(self, run: Run, batch: Batch) -> Batch:

@@ -12,8 +12,8 @@ from stillroom.core import Batch, Failure, Method, Needs, Paper, Run, Setup, Sig
 from stillroom.losses.divergences import forward_kl
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import label_logp
+from stillroom.methods._bases import one_said
 from stillroom.models.taps import LAST, SCORES
-from stillroom.models.text import mode
 from stillroom.nets.subspaces import Moments, Subspaces, null_space, principal, rotation, scattered
 
 
@@ -72,10 +72,7 @@ class LELP(Method):
         return {"student": [SCORES], "teacher": [LAST]}
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
-        # eval mode: one example tells shapes, and must not enter the statistics of a batch norm
-        with torch.no_grad(), mode(setup.student, training=False):
-            one = setup.batch.part(0, 1)
-            own, theirs = setup.student(one), setup.teachers["teacher"](one)
+        own, theirs = one_said(setup), one_said(setup, "teacher")
         outputs, classes = own.features[SCORES].shape[-1], theirs.logits.shape[-1]
         if own.logits.shape[-1] != classes or outputs % classes:
             raise Failure(

@@ -12,8 +12,7 @@ from stillroom.core import Batch, Needs, Paper, Run, Setup, Signals, Term, Updat
 from stillroom.losses.divergences import forward_kl
 from stillroom.losses.maps import pooled
 from stillroom.losses.policy import label_logp
-from stillroom.methods._bases import FeatureMethod
-from stillroom.models.text import mode
+from stillroom.methods._bases import FeatureMethod, one_said
 from stillroom.nets.centroids import Centroids
 
 
@@ -59,8 +58,7 @@ class ND(FeatureMethod):
         if not self.nd_weight:
             return {}
         own, other = (pooled(said) for said in self.tried(setup))
-        with torch.no_grad(), mode(setup.student, training=False):
-            classes = setup.student(setup.batch.part(0, 1)).logits.shape[-1]
+        classes = one_said(setup).logits.shape[-1]
         made: dict[str, nn.Module] = {"means": Centroids(classes, other.shape[1])}
         if own.shape[1] != other.shape[1]:
             dtype = torch.promote_types(own.dtype, torch.float32)

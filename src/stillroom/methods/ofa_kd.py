@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from stillroom.core import Batch, Failure, Method, Needs, Paper, Setup, Signals, Term
 from stillroom.losses.per_row import per_row
 from stillroom.losses.policy import nll
-from stillroom.models.text import mode
+from stillroom.methods._bases import one_said
 from stillroom.nets.exits import Exit
 
 
@@ -89,9 +89,7 @@ class OFAKD(Method):
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
         if not self._exits:
             return {}
-        # eval mode: some examples tell shapes, and must not enter the statistics of a batch norm
-        with torch.no_grad(), mode(setup.student, training=False):
-            said = setup.student(setup.batch.part(0, 1))
+        said = one_said(setup)
         last = len(self._exits) - 1
         made = [
             Exit(said.features[layer], said.logits.shape[-1], last - k)

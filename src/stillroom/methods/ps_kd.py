@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Le
 from torch import nn
 from torch.nn import functional
 
 from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Term, Update
-from stillroom.models.text import mode
+from stillroom.methods._bases import one_said
 from stillroom.nets.bank import Bank
 
 
@@ -41,9 +40,7 @@ class PSKD(Method):
     alpha: Annotated[float, Ge(0), Le(1)] = 0.8
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
-        # eval mode: one example tells the width, and must not enter the statistics of a batch norm
-        with torch.no_grad(), mode(setup.student, training=False):
-            logits = setup.student(setup.batch.part(0, 1)).logits
+        logits = one_said(setup).logits
         return {"before": Bank(setup.samples, logits.shape[-1], dtype=logits.dtype)}
 
     def prepare(self, run: Run, batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from stillroom.core import Batch, Method, Needs, Paper, Run, Setup, Term, Update
 from stillroom.losses.divergences import forward_kl
 from stillroom.losses.policy import label_logp
-from stillroom.models.text import mode
+from stillroom.methods._bases import one_said
 from stillroom.nets.centroids import Centroids
 
 
@@ -78,9 +78,7 @@ class TGeoKD(Method):
         return self.needs.streams if self.learned else {"train"}
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
-        # eval mode: one example must not enter the statistics of a batch norm
-        with torch.no_grad(), mode(setup.student, training=False):
-            logits = setup.student(setup.batch.part(0, 1)).logits
+        logits = one_said(setup).logits
         classes = logits.shape[-1]
         controller = _Controller(classes, self.width, logits.dtype)
         return {"controller": controller, "means": Centroids(classes, classes)}

@@ -14,7 +14,6 @@ from stillroom.losses.divergences import forward_kl
 from stillroom.losses.policy import label_logp
 from stillroom.methods._bases import FeatureMethod
 from stillroom.models.taps import MAP
-from stillroom.models.text import mode
 from stillroom.rollouts.sampling import uniform
 
 
@@ -80,10 +79,7 @@ class TRG(FeatureMethod):
     label_weight: Annotated[float, Ge(0)] = 1.0
 
     def players(self, setup: Setup) -> Mapping[str, nn.Module]:
-        one = setup.batch.part(0, 1)
-        with torch.no_grad(), mode(setup.student, training=False):
-            own, other = self.said(setup.student(one), setup.teachers["teacher"](one))
-            own, other = token_graph.aligned(own, other)
+        own, other = token_graph.aligned(*self.tried(setup))
         dtype = torch.promote_types(own.dtype, torch.float32)
         return {"projector": nn.Linear(own.shape[-1], other.shape[-1], bias=False, dtype=dtype)}
 

@@ -1,12 +1,11 @@
 """Average precision and F1 of several labels by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from stillroom.core import Batch, Failure, Signals
 from stillroom.evaluation import accuracy, many_labels
+from stillroom.evaluation.suite import View
 
 pytestmark = pytest.mark.extra("eval")
 
@@ -16,9 +15,9 @@ def view_of(logits, labels):
         Batch(id=torch.arange(len(y)), logits=z, labels=y)
         for z, y in zip(logits.split(3), labels.split(3), strict=True)
     ]
-    return SimpleNamespace(
-        student=lambda batch: Signals(logits=batch.logits), batches=lambda: batches, teachers={}
-    )
+    view = View(players={"student": lambda batch: Signals(logits=batch.logits)}, data=None)
+    view.batches = lambda: batches
+    return view
 
 
 def test_by_hand():

@@ -53,6 +53,12 @@ class View:
     def student(self) -> Any:
         return self.players["student"]
 
+    @property
+    def live(self) -> Teacher | None:
+        """The teacher, where it gives logits of whatever it is asked about."""
+        teacher = self.teachers.get("teacher")
+        return teacher if teacher is not None and "logits" in teacher.signals else None
+
     def batches(self) -> Iterator[Batch]:
         device = next(self.student.parameters()).device
         for start in range(0, len(self.data), SIDE_BY_SIDE):
